@@ -1,0 +1,1 @@
+"""The configuration file: loading, interpolation, and what changed since last time."""

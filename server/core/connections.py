@@ -1,0 +1,88 @@
+"""How to reach the two brokers: the `mqtt` and `kafka` sections of the configuration file."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+
+Protocol = Literal["auto", "5", "3.1.1"]
+
+_UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"(\d+)\s*([smhd]?)")
+
+
+def _seconds(value: Any) -> Any:
+    """Read 15, "15s", "10m", "24h" or "7d" as seconds."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("expected a duration such as 15s, 10m, 24h or 7d")  # noqa: TRY004 - pydantic needs ValueError
+    found = _DURATION.fullmatch(str(value).strip())
+    if not found:
+        raise ValueError(f"{value!r} is not a duration; expected such as 15s, 10m, 24h or 7d")
+    return int(found[1]) * _UNIT_SECONDS[found[2]]
+
+
+def _protocol_name(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Seconds = Annotated[int, BeforeValidator(_seconds)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Credentials(_Section):
+    """MQTT user name and password."""
+
+    username: str
+    password: SecretStr | None = None
+
+
+class MqttTls(_Section):
+    """PEM files for TLS to the MQTT broker."""
+
+    ca_cert: str
+    client_cert: str | None = None
+    client_key: str | None = None
+
+    @model_validator(mode="after")
+    def _cert_and_key_together(self) -> Self:
+        if (self.client_cert is None) != (self.client_key is None):
+            raise ValueError("client_cert and client_key must be set together")
+        return self
+
+
+class MqttConnection(_Section):
+    """How to reach the MQTT broker. Durations are seconds."""
+
+    host: str = Field(min_length=1)
+    port: int = Field(1883, ge=1, le=65_535)
+    client_id: str = ""
+    protocol: Annotated[Protocol, BeforeValidator(_protocol_name)] = "auto"
+    transport: Literal["tcp", "websocket"] = "tcp"
+    path: str = "/mqtt"
+    session_expiry: Annotated[Seconds, Field(ge=1, le=0xFFFF_FFFF)] = 24 * 3600
+    keep_alive: Annotated[Seconds, Field(ge=1, le=65_535)] = 15
+    credentials: Credentials | None = None
+    tls: MqttTls | None = None
+
+    @property
+    def address(self) -> str:
+        """`host:port`, for messages to people."""
+        return f"{self.host}:{self.port}"
+
+
+class KafkaConnection(_Section):
+    """How to reach Kafka: `config` has librdkafka's names, see core/kafka_options.py."""
+
+    bootstrap_server: str = Field("localhost", min_length=1)
+    port: int = Field(9092, ge=1, le=65_535)
+    config: dict[str, str | int | float | bool | None] = Field(default_factory=dict, repr=False)
+
+    @property
+    def address(self) -> str:
+        """The bootstrap address, `host:port`, unless `config` names other servers."""
+        return f"{self.bootstrap_server}:{self.port}"

@@ -1,0 +1,139 @@
+"""What a user asks for: the mapping object of the YAML file and of the API, and all its validation."""
+
+from __future__ import annotations
+
+import unicodedata
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from server.core.template import TemplateError, compile_template
+from server.core.topics import filter_error, kafka_topic_error, uncovered
+
+DEFAULT_BUFFER_BYTES = 32 * 1024 * 1024
+# 65,535 is the protocol's default, so the codec leaves it out, and Mosquitto then keeps only 20 in flight.
+DEFAULT_RECEIVE_MAXIMUM = 65_534
+
+QoS = Literal[0, 1, 2]
+
+
+class OnPoison(StrEnum):
+    """What to do with a message Kafka refuses for its own sake."""
+
+    STOP = "stop"
+    DROP = "drop"
+    DEAD_LETTER = "dead_letter"
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MqttSource(_Spec):
+    """Where a mapping's messages come from."""
+
+    topic: str | list[str] = Field(description="one MQTT topic filter, or several")
+    qos: QoS = 1
+    client_id: str | None = Field(None, description="instead of `{mqtt.client_id}-{name}`", max_length=65_535)
+    receive_maximum: int = Field(DEFAULT_RECEIVE_MAXIMUM, ge=1, le=DEFAULT_RECEIVE_MAXIMUM)
+
+    @field_validator("topic")
+    @classmethod
+    def _valid_filters(cls, topic: str | list[str]) -> str | list[str]:
+        if not topic:
+            raise ValueError("at least one topic filter is needed")
+        for topic_filter in [topic] if isinstance(topic, str) else topic:
+            if error := filter_error(topic_filter):
+                raise ValueError(f"{topic_filter!r}: {error}")
+        return topic
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """The filters to subscribe: without those another filter covers."""
+        return uncovered([self.topic] if isinstance(self.topic, str) else self.topic)
+
+
+class KafkaTarget(_Spec):
+    """Where a mapping's records go to."""
+
+    topic: str
+    key: str | None = "{topic}"
+    headers: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("topic")
+    @classmethod
+    def _valid_topic(cls, topic: str) -> str:
+        if error := kafka_topic_error(topic):
+            raise ValueError(error)
+        return topic
+
+    @field_validator("key")
+    @classmethod
+    def _valid_key(cls, key: str | None) -> str | None:
+        return None if key is None else _checked_template(key)
+
+    @field_validator("headers")
+    @classmethod
+    def _valid_headers(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name, value in headers.items():
+            if not name:
+                raise ValueError("a header name must not be empty")
+            _checked_template(value)
+        return headers
+
+
+def _checked_template(source: str) -> str:
+    try:
+        compile_template(source, "")
+    except TemplateError as error:
+        raise ValueError(str(error)) from None
+    return source
+
+
+class Mapping(_Spec):
+    """One mapping: MQTT topic filters to a Kafka topic."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    paused: bool = False
+    mqtt: MqttSource
+    kafka: KafkaTarget
+    wrap_as_json: bool = False
+    on_poison: OnPoison = OnPoison.STOP
+    dead_letter_topic: str | None = None
+    buffer_bytes: int = Field(DEFAULT_BUFFER_BYTES, ge=1024, description="memory for what is in flight, bytes")
+
+    @field_validator("name")
+    @classmethod
+    def _printable(cls, name: str) -> str:
+        if any(unicodedata.category(character) in {"Cc", "Cs"} for character in name):
+            raise ValueError("a name must not contain control characters")
+        return name
+
+    @field_validator("dead_letter_topic")
+    @classmethod
+    def _valid_dead_letter_topic(cls, topic: str | None) -> str | None:
+        if topic is not None and (error := kafka_topic_error(topic)):
+            raise ValueError(error)
+        return topic
+
+    @model_validator(mode="after")
+    def _dead_letters_have_a_topic(self) -> Self:
+        if self.on_poison is OnPoison.DEAD_LETTER and self.dead_letter_topic is None:
+            raise ValueError("on_poison: dead_letter needs a dead_letter_topic")
+        if self.dead_letter_topic is not None and self.dead_letter_topic == self.kafka.topic:
+            raise ValueError(f"dead_letter_topic must differ from kafka.topic, both are {self.kafka.topic!r}")
+        return self
+
+    def client_id(self, base: str) -> str:
+        """The MQTT client id of this mapping's session; "" means the session is not durable.
+
+        `base` is the connection's `mqtt.client_id`. An empty id of the mapping's own is also not durable.
+        """
+        if self.mqtt.client_id is not None:
+            return self.mqtt.client_id
+        return f"{base}-{self.name}" if base else ""
+
+    def document(self) -> dict[str, Any]:
+        """The mapping as plain data, as the API shows it and the store keeps it."""
+        return self.model_dump(mode="json")

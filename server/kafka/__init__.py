@@ -1,0 +1,1 @@
+"""The Kafka side: batching and the producer life cycle."""

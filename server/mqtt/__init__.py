@@ -1,0 +1,1 @@
+"""The MQTT side: one port, two protocols behind it."""

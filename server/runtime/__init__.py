@@ -1,0 +1,1 @@
+"""What runs: one forwarder per mapping, one supervisor for all of them."""

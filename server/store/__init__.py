@@ -1,0 +1,1 @@
+"""Desired state in SQL; the only code that knows SQL."""
