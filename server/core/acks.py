@@ -1,0 +1,175 @@
+"""AckWindow: which messages may be acknowledged, and in which order.
+
+The unit is an Arrival: the messages of one read from the socket. Its parts (one per partition, usually) are confirmed
+by Kafka in any order; arrivals become due strictly in the order received, as MQTT-4.6.0-2 asks, so bookkeeping costs
+per read and not per message.
+
+The window outlives connections. What a lost connection left unacknowledged still goes to Kafka, and the broker will
+redeliver it: such a redelivery may be attached to the earlier delivery instead of being produced again, under the
+conditions of `claim`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# What a remembered delivery costs: the entry, its digest, its share of the table.
+CANDIDATE_BYTES = 300
+
+
+class Delivery(Protocol):
+    """What the window needs to know of a message."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def payload(self) -> bytes: ...
+    @property
+    def qos(self) -> int: ...
+    @property
+    def packet_id(self) -> int | None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Arrival:
+    """Messages that arrived together on one connection. `open_parts` counts what Kafka has not confirmed yet."""
+
+    messages: Sequence[Delivery]
+    size: int
+    open_parts: int = 1  # the caller's own hold, until every part is handed over
+    heirs: list[Arrival] = field(default_factory=list)
+
+
+@dataclass(slots=True, frozen=True)
+class _Candidate:
+    arrival: Arrival
+    topic: str
+    qos: int
+    digest: bytes
+
+
+class AckWindow:
+    """The messages of one MQTT session between their receipt and their acknowledgement."""
+
+    def __init__(self) -> None:
+        self._order: deque[Arrival] = deque()
+        self._candidates: dict[int, _Candidate] = {}
+        self._orphans: set[Arrival] = set()
+        self.held = 0
+
+    @property
+    def candidates(self) -> int:
+        """How many earlier deliveries a redelivery could be attached to."""
+        return len(self._candidates)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits for Kafka or for its acknowledgement."""
+        return not self._order and not self._orphans
+
+    @property
+    def pending(self) -> bool:
+        """Whether something waits for Kafka."""
+        return bool(self._orphans) or any(arrival.open_parts for arrival in self._order)
+
+    def arrive(self, messages: Sequence[Delivery], size: int) -> Arrival:
+        """Take in messages that hold `size` bytes; the caller owns one part, and ends it with `confirm`."""
+        arrival = Arrival(messages, size)
+        self._order.append(arrival)
+        self.held += size
+        return arrival
+
+    def confirm(self, arrival: Arrival) -> None:
+        """One part of the arrival is in Kafka (or its dead letter topic, or dropped by rule)."""
+        waiting = [arrival]
+        while waiting:
+            current = waiting.pop()
+            current.open_parts -= 1
+            if current.open_parts == 0:
+                waiting += current.heirs
+                current.heirs = []
+                if current in self._orphans:
+                    self._orphans.discard(current)
+                    self.held -= current.size
+
+    def due(self) -> list[Arrival]:
+        """The arrivals that may be acknowledged now, in receive order; they leave the window."""
+        due = []
+        order = self._order
+        while order and order[0].open_parts == 0:
+            arrival = order.popleft()
+            self.held -= arrival.size
+            due.append(arrival)
+        return due
+
+    def connection_lost(self, *, takeover: bool) -> None:
+        """The connection ended: none of its acknowledgements can be written any more.
+
+        After a takeover another client may have held the session, so no redelivery may be attached to what it
+        left, nor to anything before.
+        """
+        for arrival in self._order:
+            for message in arrival.messages:
+                if message.packet_id is not None:
+                    self._candidates[message.packet_id] = _Candidate(
+                        arrival, message.topic, message.qos, _digest(message.payload)
+                    )
+            arrival.messages = ()
+            if arrival.open_parts:
+                self._orphans.add(arrival)
+            else:
+                self.held -= arrival.size
+        self._order.clear()
+        if takeover:
+            self.forget_candidates()
+
+    def forget_candidates(self) -> None:
+        """The session is gone (session present 0), or its packet ids prove nothing: attach nothing to the past."""
+        self._candidates.clear()
+
+    def given_up(self) -> None:
+        """Nothing more will be produced of what is not confirmed: only confirmed deliveries may be attached to."""
+        self._candidates = {
+            packet_id: candidate
+            for packet_id, candidate in self._candidates.items()
+            if not candidate.arrival.open_parts
+        }
+        for arrival in self._orphans:
+            self.held -= arrival.size
+        self._orphans.clear()
+
+    def claim(self, message: Delivery) -> Arrival | None:
+        """The earlier delivery that this redelivery (DUP = 1, session present = 1) repeats, or None.
+
+        Packet id, topic, payload and QoS must equal those of a delivery whose acknowledgement was never written, and
+        each delivery is claimed once: when in doubt a message is produced again.
+        """
+        if message.packet_id is None:
+            return None
+        candidate = self._candidates.get(message.packet_id)
+        if (
+            candidate is None
+            or candidate.topic != message.topic
+            or candidate.qos != message.qos
+            or candidate.digest != _digest(message.payload)
+        ):
+            return None
+        del self._candidates[message.packet_id]
+        return candidate.arrival
+
+    @staticmethod
+    def inherit(arrival: Arrival, origin: Arrival) -> None:
+        """Make `arrival` wait for `origin`, whose messages it repeats."""
+        if origin.open_parts and arrival not in origin.heirs:
+            origin.heirs.append(arrival)
+            arrival.open_parts += 1
+
+
+def _digest(payload: bytes) -> bytes:
+    return blake2b(payload, digest_size=16).digest()
