@@ -49,7 +49,7 @@ _PARTITIONERS: dict[str, Callable[[bytes, int], int]] = {
 
 
 def partitioner(name: str) -> Callable[[bytes, int], int]:
-    """The function from a key and the topic's number of partitions to a partition, counted from 0.
+    """Look up the function from a key and the topic's number of partitions to a partition (from 0).
 
     Raises:
         KeyError: no partitioner has this librdkafka name; core/kafka_options.py lets no such name through.

@@ -1,0 +1,121 @@
+"""How librdkafka reads the value of an option: strings work everywhere, "5" and "TRUE" too.
+
+Every reader raises ValueError saying what was expected, never what was given: any value may be a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Scalar = str | int | float | bool | None
+Reader = Callable[[Scalar], Any]
+
+INT32 = 2_147_483_647
+
+
+def text(value: Scalar) -> str:
+    """Read any text."""
+    return str(value)
+
+
+def filled(value: Scalar) -> str:
+    """Read text that is not empty, without white space around it."""
+    if not (text := str(value).strip()):
+        raise ValueError("must not be empty")
+    return text
+
+
+def flag(value: Scalar) -> bool:
+    """Read true or false."""
+    text = str(value).strip().lower()
+    if text in {"true", "t", "1"}:
+        return True
+    if text in {"false", "f", "0"}:
+        return False
+    raise ValueError("expected true or false")
+
+
+def whole(low: int, high: int) -> Reader:
+    """Make a reader of whole numbers from `low` to `high`."""
+
+    def read(value: Scalar) -> int:
+        expected = f"expected a whole number from {low} to {high}"
+        try:
+            number = int(str(value).strip())
+        except ValueError:
+            raise ValueError(expected) from None
+        if not low <= number <= high:
+            raise ValueError(expected)
+        return number
+
+    return read
+
+
+def milliseconds(value: Scalar) -> float:
+    """Read the linger time, in milliseconds."""
+    expected = "expected a number of milliseconds from 0 to 900000"
+    try:
+        number = float(str(value).strip())
+    except ValueError:
+        raise ValueError(expected) from None
+    if not 0 <= number <= 900_000:  # noqa: PLR2004 - librdkafka's range, as the message says
+        raise ValueError(expected)
+    return number
+
+
+def choice(*choices: str) -> Reader:
+    """Make a reader of one of the choices, in any case."""
+    by_lower_case = {choice.lower(): choice for choice in choices}
+
+    def read(value: Scalar) -> str:
+        found = by_lower_case.get(str(value).strip().lower())
+        if found is None:
+            raise ValueError("expected one of " + ", ".join(choices))
+        return found
+
+    return read
+
+
+def acks(value: Scalar) -> int:
+    """Read acks as -1 (all) or 1."""
+    text = str(value).strip().lower()
+    if text == "0":
+        raise ValueError(
+            "0 is refused: without Kafka's confirmation the forwarder could never acknowledge a message; use all"
+        )
+    found = {"all": -1, "-1": -1, "1": 1}.get(text)
+    if found is None:
+        raise ValueError("expected all, -1 or 1")
+    return found
+
+
+def compression(value: Scalar) -> str | None:
+    """Read a codec; None is aiokafka's none."""
+    found: str = choice("none", "gzip", "snappy", "lz4", "zstd")(value)
+    return None if found == "none" else found
+
+
+def partitioner(value: Scalar) -> str:
+    """Read the name of a partitioner."""
+    if str(value).strip().lower() == "random":
+        raise ValueError("random is refused: it breaks the order of messages; use murmur2_random")
+    found: str = choice("murmur2_random", "murmur2", "consistent_random", "consistent", "fnv1a_random", "fnv1a")(value)
+    return found
+
+
+def idle_ms(value: Scalar) -> int | None:
+    """Read the longest idle time of a connection, in milliseconds; None is never."""
+    return whole(0, INT32)(value) or None  # 0 is librdkafka's "never", None is aiokafka's
+
+
+def refresh_ms(value: Scalar) -> int:
+    """Read the time between metadata refreshes, in milliseconds."""
+    found: int = whole(-1, 3_600_000)(value)
+    return found if found > 0 else 86_400_000  # "never" would leave aiokafka blind for new partitions: once a day
+
+
+def ca_location(value: Scalar) -> str | None:
+    """Read the path of the CA certificates; None is the system's own."""
+    path = filled(value)
+    return None if path == "probe" else path  # librdkafka's word for the system's own certificates
