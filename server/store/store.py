@@ -1,0 +1,356 @@
+"""The store: what is wanted of each mapping, which sessions exist, and what happened. All of it survives a crash."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlmodel import Session as Transaction
+from sqlmodel import col, select
+
+from server.store import rows
+from server.store.engine import Database
+from server.store.errors import GenerationChangedError, NameTakenError, StoreUnavailableError
+from server.store.file_entries import plan_file
+from server.store.location import database_path
+from server.store.migrate import migrate
+from server.store.stored import Actor, ApplyReport, Origin, StoredEvent, StoredMapping
+from server.store.tables import EventRow, FileEntryRow, HeartbeatRow, MappingRow, SessionRow
+from server.store.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from server.core.mapping import Mapping
+    from server.core.subscription import Session
+    from server.store.worker import Job
+
+__all__ = ["ApplyReport", "Store", "StoredEvent", "StoredMapping"]
+
+CALL_SECONDS = 2.0
+# Opening checks the whole file, and applying may write thousands of mappings; nobody is served meanwhile.
+START_SECONDS = 30.0
+
+Result = TypeVar("Result")
+
+
+class Store:
+    """The store at `url`; `client_id_of` tells the effective MQTT client id of a mapping, "" if it has none.
+
+    Every call may raise StoreUnavailableError: the store is not open, does not answer within 2 s, or can't be used
+    now. A call that raised changed nothing. A caller that is cancelled does not know whether its change was made.
+    """
+
+    def __init__(self, url: str, *, client_id_of: Callable[[Mapping], str]) -> None:
+        self._url = url
+        self._client_id_of = client_id_of
+        self._open: tuple[Database, Worker] | None = None
+
+    async def open(self) -> None:
+        """Create the database and its folder if missing, check it, and bring it to this version's schema.
+
+        Raises:
+            StoreError: it can't be used; the message says why, and what to do.
+        """
+        database = Database(database_path(self._url))
+        worker = Worker(database.interrupt)
+
+        def prepare(job: Job) -> None:
+            database.create(job)
+            with database.transaction(job, writing=True, opening=True) as transaction:
+                migrate(transaction.connection(), database.name)
+                # The proof that writing works, before anything is promised.
+                transaction.merge(HeartbeatRow(at=datetime.now(UTC)))
+
+        try:
+            await worker.run(prepare, limit=START_SECONDS)
+        except BaseException:
+            await self._shut(database, worker)
+            raise
+        self._open = database, worker
+
+    async def close(self) -> None:
+        """Finish what is under way and close the database; harmless if it is not open."""
+        if self._open is not None:
+            database, worker = self._open
+            self._open = None
+            await self._shut(database, worker)
+
+    async def ping(self) -> None:
+        """See that the store can be written to, by writing to it.
+
+        Raises:
+            StoreUnavailableError: it can't: removed or replaced, read-only, full, locked, or too slow.
+        """
+        database = self._opened()[0]
+
+        def beat(transaction: Transaction) -> None:
+            database.check_space()
+            transaction.merge(HeartbeatRow(at=datetime.now(UTC)))
+
+        await self._write(beat)
+
+    async def mappings(self) -> list[StoredMapping]:
+        """All mappings, by name."""
+        return await self._read(lambda transaction: [row.stored() for row in rows.mapping_rows(transaction)])
+
+    async def mapping(self, name: str) -> StoredMapping:
+        """The mapping `name`.
+
+        Raises:
+            MappingNotFoundError: there is none.
+        """
+        return await self._read(lambda transaction: rows.mapping_row(transaction, name).stored())
+
+    async def create(self, spec: Mapping, *, origin: Origin = "api", actor: Actor = "api") -> StoredMapping:
+        """Create a mapping, with generation 1.
+
+        Raises:
+            NameTakenError: there is one of this name.
+            ClientIdTakenError: another mapping has its MQTT client id.
+        """
+
+        def insert(transaction: Transaction) -> StoredMapping:
+            if transaction.get(MappingRow, spec.name) is not None:
+                raise NameTakenError(spec.name)
+            rows.check_client_id(transaction, spec, self._client_id_of)
+            row = rows.insert_mapping(transaction, spec, origin)
+            self._took_client_id(transaction, spec)
+            self._changed(transaction, row, actor=actor, action="create")
+            return row.stored()
+
+        return await self._write(insert)
+
+    async def change(
+        self,
+        name: str,
+        edit: Callable[[Mapping], Mapping],
+        *,
+        expected: int | None,
+        action: str,
+        actor: Actor = "api",
+        detail: dict[str, Any] | None = None,
+    ) -> StoredMapping:
+        """Replace the mapping `name` by what `edit` makes of it, and raise its generation.
+
+        An edit that changes nothing leaves the generation and writes no event, unless `action` is "restart".
+        `edit` runs in another thread, inside the transaction, and may raise: then nothing changes. The event holds
+        `detail` and the new generation.
+
+        Raises:
+            MappingNotFoundError: there is none.
+            GenerationChangedError: it has another generation than `expected`.
+            ClientIdTakenError: another mapping has the MQTT client id that it would get.
+            ValueError: `edit` changed the name.
+        """
+
+        def replace(transaction: Transaction) -> StoredMapping:
+            row = rows.mapping_row(transaction, name)
+            if expected is not None and row.generation != expected:
+                raise GenerationChangedError(name, expected=expected, actual=row.generation)
+            before = row.stored()
+            spec = edit(before.spec)
+            if spec.name != name:
+                raise ValueError(f"the name of the mapping {name!r} can't be changed to {spec.name!r}")
+            if spec == before.spec and action != "restart":
+                return before
+            # Unchanged ids are let pass: a clash that a changed base brought about must not keep one from pausing.
+            if self._client_id_of(spec) != self._client_id_of(before.spec):
+                rows.check_client_id(transaction, spec, self._client_id_of)
+            rows.raise_generation(row, spec)
+            self._took_client_id(transaction, spec)
+            self._changed(transaction, row, actor=actor, action=action, detail=detail)
+            return row.stored()
+
+        return await self._write(replace)
+
+    async def delete(self, name: str, *, expected: int | None, actor: Actor = "api") -> None:
+        """Delete the mapping `name`; its sessions are marked to be ended at the broker.
+
+        Raises:
+            MappingNotFoundError: there is none.
+            GenerationChangedError: it has another generation than `expected`.
+        """
+
+        def remove(transaction: Transaction) -> None:
+            row = rows.mapping_row(transaction, name)
+            if expected is not None and row.generation != expected:
+                raise GenerationChangedError(name, expected=expected, actual=row.generation)
+            self._remove(transaction, row, actor)
+
+        await self._write(remove)
+
+    async def apply_file(self, entries: Sequence[tuple[Mapping, str]], *, prune: bool) -> ApplyReport:
+        """Bring the store in line with the configuration file's `entries`, each with its digest, all or nothing.
+
+        New and changed entries are written, but what the API made of unchanged ones stays. Mappings that came from
+        the file and are not in it any more are deleted, or with `prune` false paused. Takes 30 s at most.
+
+        Raises:
+            ValueError: two entries have the same name.
+        """
+
+        def apply(transaction: Transaction) -> ApplyReport:
+            found = {row.name: row for row in rows.mapping_rows(transaction)}
+            plan = plan_file(
+                entries,
+                stored={name: row.stored() for name, row in found.items()},
+                digests=rows.digests(transaction),
+                client_id_of=self._client_id_of,
+                prune=prune,
+            )
+            client_ids = tuple(self._client_id_of(found[name].stored().spec) for name in plan.deleted)
+            for name in plan.deleted:
+                self._remove(transaction, found.pop(name), "file")
+            for name in plan.paused:
+                row = found[name]
+                rows.raise_generation(row, row.stored().spec.model_copy(update={"paused": True}))
+                self._changed(
+                    transaction, row, actor="file", action="pause", detail={"reason": "removed from the file"}
+                )
+            for name in plan.created:
+                found[name] = rows.insert_mapping(transaction, plan.specs[name], "file")
+                self._changed(transaction, found[name], actor="file", action="create")
+            for name in plan.replaced:
+                rows.raise_generation(found[name], plan.specs[name])
+                self._changed(transaction, found[name], actor="file", action="change")
+            for name in plan.forgotten:
+                transaction.delete(transaction.get_one(FileEntryRow, name))
+            for name, digest in plan.digests.items():
+                transaction.merge(FileEntryRow(name=name, digest=digest))
+            for row in found.values():
+                self._took_client_id(transaction, row.stored().spec)
+            return ApplyReport(
+                created=tuple(plan.created),
+                replaced=tuple(plan.replaced),
+                unchanged=tuple(plan.unchanged),
+                deleted=tuple(plan.deleted),
+                paused=tuple(plan.paused),
+                skipped=tuple(plan.skipped),
+                warnings=tuple(plan.warnings),
+                deleted_client_ids=client_ids,
+            )
+
+        return await self._write(apply, limit=START_SECONDS)
+
+    async def events(self, *, limit: int, before: int | None = None) -> list[StoredEvent]:
+        """The newest `limit` events, newest first; with `before`, only those with a smaller id."""
+
+        def read(transaction: Transaction) -> list[StoredEvent]:
+            query = select(EventRow).order_by(col(EventRow.id).desc()).limit(limit)
+            if before is not None:
+                query = query.where(col(EventRow.id) < before)
+            return [row.stored() for row in transaction.exec(query)]
+
+        return await self._read(read)
+
+    async def record_event(self, *, actor: Actor, action: str, mapping: str, detail: dict[str, Any]) -> None:
+        """Write an event that goes with no change of a mapping; `detail` must be JSON."""
+        await self._write(
+            lambda transaction: rows.record_event(
+                transaction, actor=actor, action=action, mapping=mapping, detail=detail
+            )
+        )
+
+    async def sessions(self) -> list[Session]:
+        """All sessions, by client id."""
+
+        def read(transaction: Transaction) -> list[Session]:
+            found = [row.session() for row in transaction.exec(select(SessionRow))]
+            return sorted(found, key=lambda session: session.client_id)
+
+        return await self._read(read)
+
+    async def session(self, client_id: str) -> Session | None:
+        """The session of `client_id`; None if there is none."""
+
+        def read(transaction: Transaction) -> Session | None:
+            row = transaction.get(SessionRow, client_id)
+            return None if row is None else row.session()
+
+        return await self._read(read)
+
+    async def save_session(self, session: Session) -> None:
+        """Remember `session`, in place of what was remembered of its client id.
+
+        Raises:
+            ValueError: it has no client id; such a session ends with its connection.
+        """
+        if not session.client_id:
+            raise ValueError("a session without a client id is not durable and has no row")
+        await self._write(lambda transaction: transaction.merge(SessionRow.of(session)))
+
+    async def forget_session(self, client_id: str) -> None:
+        """Remove the row of a session that the broker does not have any more; harmless if there is none."""
+
+        def forget(transaction: Transaction) -> None:
+            row = transaction.get(SessionRow, client_id)
+            if row is not None:
+                transaction.delete(row)
+
+        await self._write(forget)
+
+    async def cancel_removal(self, client_id: str, mapping: str) -> Session | None:
+        """Let `mapping` take over a session that was to be ended; its next connection begins afresh.
+
+        Returns the session as it is now, or None if no removal was pending.
+        """
+        return await self._write(lambda transaction: rows.cancel_removal(transaction, client_id, mapping))
+
+    def _took_client_id(self, transaction: Transaction, spec: Mapping) -> None:
+        rows.cancel_removal(transaction, self._client_id_of(spec), spec.name)
+
+    def _remove(self, transaction: Transaction, row: MappingRow, actor: Actor) -> None:
+        client_id = self._client_id_of(row.stored().spec)
+        rows.delete_mapping(transaction, row)
+        self._changed(transaction, row, actor=actor, action="delete", detail={"client_id": client_id})
+
+    def _changed(
+        self,
+        transaction: Transaction,
+        row: MappingRow,
+        *,
+        actor: Actor,
+        action: str,
+        detail: dict[str, Any] | None = None,
+    ) -> None:
+        rows.record_event(
+            transaction,
+            actor=actor,
+            action=action,
+            mapping=row.name,
+            detail={**(detail or {}), "generation": row.generation},
+        )
+
+    def _opened(self) -> tuple[Database, Worker]:
+        if self._open is None:
+            raise StoreUnavailableError("the store is not open")
+        return self._open
+
+    async def _read(self, work: Callable[[Transaction], Result]) -> Result:
+        return await self._run(work, writing=False, limit=CALL_SECONDS)
+
+    async def _write(self, work: Callable[[Transaction], Result], *, limit: float = CALL_SECONDS) -> Result:
+        def work_and_trim(transaction: Transaction) -> Result:
+            result = work(transaction)
+            if any(isinstance(row, EventRow) for row in transaction.new):
+                transaction.flush()
+                rows.trim_events(transaction)
+            return result
+
+        return await self._run(work_and_trim, writing=True, limit=limit)
+
+    async def _run(self, work: Callable[[Transaction], Result], *, writing: bool, limit: float) -> Result:
+        database, worker = self._opened()
+
+        def in_transaction(job: Job) -> Result:
+            with database.transaction(job, writing=writing) as transaction:
+                return work(transaction)
+
+        return await worker.run(in_transaction, limit=limit)
+
+    async def _shut(self, database: Database, worker: Worker) -> None:
+        try:
+            await worker.run(lambda _: database.close(), limit=CALL_SECONDS)
+        finally:
+            worker.stop()

@@ -1,0 +1,58 @@
+"""What the store hands out: its content as plain values, free of SQL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from server.core.mapping import Mapping
+
+Origin = Literal["file", "api"]
+Actor = Literal["api", "file", "service"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMapping:
+    """A mapping as it is wanted now; `spec.paused` is the stored pause, times are UTC.
+
+    `generation` starts at 1 and rises with every change; `origin` says who created it and never changes.
+    """
+
+    spec: Mapping
+    generation: int
+    origin: Origin
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """Who did what to which mapping; `id` rises with time, `at` is UTC, `actor` is one of Actor."""
+
+    id: int
+    at: datetime
+    actor: str
+    action: str
+    mapping: str
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyReport:
+    """What applying the configuration file did, as names of mappings; `warnings` are sentences.
+
+    `unchanged` also holds entries that the API has deleted since and the file has not touched.
+    `deleted_client_ids` goes with `deleted`, one for one; "" where the session was not durable.
+    """
+
+    created: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    unchanged: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+    paused: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    deleted_client_ids: tuple[str, ...] = ()
