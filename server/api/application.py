@@ -1,0 +1,73 @@
+"""The API as one ASGI application."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.responses import RedirectResponse
+
+from server.api import actions, config_export, events, mappings, preview, problems
+from server.api.failures import install_failures
+from server.api.health import probes
+from server.api.metrics import exposition
+from server.api.openapi import DocumentedApi
+from server.api.paths import API, EncodedPaths
+from server.api.ports import Runtime
+from server.api.services import BearerToken, Services, started
+from server.store.store import Store
+
+_DESCRIPTION = (
+    "Mappings take messages from MQTT topic filters to a Kafka topic. A mapping's ETag is its generation: send it as "
+    "If-Match to write only what you have read. Errors are problem documents (RFC 9457), their `type` says more. "
+    "A name may contain any printable character and is percent-encoded in URLs."
+)
+
+
+def create_api(
+    *,
+    store: Store,
+    runtime: Runtime,
+    ready_strict: bool,
+    metrics: Callable[[], bytes],
+    metrics_auth: bool,
+    token: str | None = None,
+    version: str = "0",
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+) -> FastAPI:
+    """Build the application; it does nothing with the store or the runtime before the first request.
+
+    With a `token`, everything under /api/v1 needs it, and /metrics too if `metrics_auth`.
+
+    Raises:
+        ValueError: `metrics_auth` without a token, which would leave /metrics open against the operator's word.
+    """
+    if metrics_auth and not token:
+        raise ValueError("the metrics can't ask for a token, because none is set")
+    app = DocumentedApi(
+        title="MQTT to Kafka forwarder",
+        description=_DESCRIPTION,
+        version=version,
+        lifespan=lifespan,
+        responses=problems.ANY_PROBLEM,
+        # One schema per model, so that what GET shows and what PUT takes is visibly the same object.
+        separate_input_output_schemas=False,
+    )
+    services = Services(store, runtime)
+    app.state.services = services
+    app.add_middleware(EncodedPaths)
+    install_failures(app)
+
+    authorized = [Depends(BearerToken(token))] if token else []
+    api = APIRouter(prefix=API, dependencies=[*authorized, Depends(started)])
+    for part in (mappings, actions, preview, config_export, events):
+        api.include_router(part.router)
+    app.include_router(api)
+    app.include_router(probes(services, ready_strict=ready_strict))
+    app.include_router(exposition(metrics, dependencies=authorized if metrics_auth else []))
+    app.include_router(problems.router)
+    app.add_api_route("/", _to_docs, include_in_schema=False)
+    return app
+
+
+async def _to_docs() -> RedirectResponse:
+    return RedirectResponse("/docs")

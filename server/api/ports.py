@@ -1,0 +1,38 @@
+"""What the API needs of the part that runs the mappings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from server.core.lifecycle import State
+    from server.core.mapping import Mapping
+    from server.runtime.health import Health
+    from server.runtime.status import MappingStatus
+    from server.store.store import StoredMapping
+
+
+class Runtime(Protocol):
+    """The observed side: the store says what is wanted, this says what runs."""
+
+    def wake(self) -> None:
+        """Look at the store again soon: the desired state changed."""
+
+    def status(self, stored: StoredMapping) -> MappingStatus:
+        """The status of a mapping; also of one that is not started yet."""
+        ...
+
+    def state(self, name: str) -> State:
+        """The observed state of a mapping."""
+        ...
+
+    async def reset_session(self, name: str) -> None:
+        """Forget the session at the broker; the mapping is paused."""
+
+    def health(self) -> Health:
+        """The facts the probes judge; costs neither SQL nor a network round trip."""
+        ...
+
+    def client_id_of(self, spec: Mapping) -> str:
+        """The effective MQTT client id; "" means the session is not durable."""
+        ...
