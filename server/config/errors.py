@@ -1,0 +1,41 @@
+"""What is wrong with a configuration file: all of it at once, with lines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Path = tuple[str | int, ...]
+
+
+def dotted(path: Path) -> str:
+    """Write a path as `forwarding[0].kafka.topic`."""
+    written = ""
+    for step in path:
+        written += f"[{step}]" if isinstance(step, int) else f".{step}" if written else step
+    return written
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong. `line` counts from 1, `path` is dotted; both are empty for the file as a whole."""
+
+    line: int | None
+    path: str
+    message: str
+
+
+class ConfigError(Exception):
+    """The configuration can't be used; no message shows a secret or a value from the environment."""
+
+    def __init__(self, source: str, problems: Iterable[Problem]) -> None:
+        self.source = source
+        self.problems = sorted(problems, key=lambda problem: (problem.line or 0, problem.path))
+        super().__init__("\n".join(self._written(problem) for problem in self.problems))
+
+    def _written(self, problem: Problem) -> str:
+        place = self.source if problem.line is None else f"{self.source}:{problem.line}"
+        return ": ".join(part for part in (place, problem.path, problem.message) if part)
