@@ -28,7 +28,7 @@ class Backoff:
     def next_delay(self) -> float:
         """Seconds to wait before the next attempt: from 0.5 s up to a ceiling that doubles from 1 s to 15 s."""
         self.attempts += 1
-        ceiling = min(LONGEST_SECONDS, FIRST_SECONDS * 2 ** min(self.attempts, 10))
+        ceiling = min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** min(self.attempts, 10))
         return FIRST_SECONDS + self.random() * (ceiling - FIRST_SECONDS)
 
     def after_takeover(self) -> float:

@@ -1,0 +1,140 @@
+"""Records on their way to one partition: what waits, what is in flight, and how to take it back in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from server.core.record import size_of
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+
+    from server.core.acks import Arrival, Delivery
+    from server.core.record import Route
+
+Entry: TypeAlias = "tuple[Route, Delivery]"
+
+# Below this distance from the limit a record's size can't reach it, whatever its key and headers; see `oversized`.
+_ROOM_FOR_KEY_AND_HEADERS = 200_000
+
+
+@dataclass(slots=True, eq=False)
+class Chunk:
+    """The records of one arrival that go to one partition. Those before `start` are built or done."""
+
+    arrival: Arrival
+    entries: Sequence[Entry]
+    number: int
+    dead_letter: bool = False
+    start: int = 0
+    done: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One partition of one topic. At most one batch is unconfirmed (kafka-facts.md: sequence numbers)."""
+
+    topic: str
+    partition: int
+    queue: deque[Chunk] = field(default_factory=deque)
+    flight: Flight | None = None
+    # While a poison record is searched for: how many records a batch may have, and how many are under suspicion.
+    most_records: int | None = None
+    suspects: int = 0
+    unnamed_failures: int = 0
+
+    def take_back(self) -> None:
+        """Put the records in flight back to the front of the queue, in their order."""
+        flight, self.flight = self.flight, None
+        if flight is None:
+            return
+        for chunk, start, _ in reversed(flight.pieces):
+            chunk.start = start
+            if not self.queue or self.queue[0] is not chunk:
+                self.queue.appendleft(chunk)
+
+    def suspect(self, records: int) -> None:
+        """A batch of this many records failed for the sake of one of them: look for it by halving."""
+        self.suspects = records if self.most_records is None else self.suspects
+        self.most_records = max(1, records // 2)
+
+    def cleared(self, records: int) -> None:
+        """This many records are no longer under suspicion."""
+        self.unnamed_failures = 0
+        if self.most_records is not None:
+            self.suspects -= records
+            if self.suspects <= 0:
+                self.end_search()
+
+    def end_search(self) -> None:
+        """The poison record is found, or there was none."""
+        self.most_records, self.suspects, self.unnamed_failures = None, 0, 0
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A batch that Kafka has not answered yet. `pieces` are (chunk, start, stop)."""
+
+    lane: Lane
+    pieces: list[tuple[Chunk, int, int]]
+    records: int
+    size: int
+    sent_at: float
+    batch: Any
+    future: asyncio.Future[Any] | None = None
+    error: BaseException | None = None
+
+    def first(self) -> tuple[Chunk, int]:
+        """The chunk and the index of the first record."""
+        chunk, start, _ = self.pieces[0]
+        return chunk, start
+
+
+def oversized(route: Route, value: bytes, limit: int) -> int | None:
+    """The record's size if a batch with it alone is larger than `limit` bytes, else None."""
+    if len(value) < limit - _ROOM_FOR_KEY_AND_HEADERS:
+        return None
+    size = size_of(route.key, value, route.headers)
+    return size if size > limit else None
+
+
+def build(lane: Lane, batch: Any, *, limit: int, now: float) -> tuple[Flight | None, tuple[Chunk, int, int] | None]:
+    """Fill an aiokafka batch from the front of the lane's queue.
+
+    Returns the flight (None if not a single record fits) and, if one stands at the front now that is larger than
+    `limit` bytes, that record as (chunk, index, size).
+    """
+    append = batch.append
+    room = lane.most_records or -1
+    pieces: list[tuple[Chunk, int, int]] = []
+    records, full, poison = 0, False, None
+    safe = limit - _ROOM_FOR_KEY_AND_HEADERS
+    queue = lane.queue
+    while queue and not full:
+        chunk = queue[0]
+        entries, start = chunk.entries, chunk.start
+        index = start
+        for index in range(start, len(entries)):
+            route, message = entries[index]
+            value = message.payload if route.envelope is None else route.value(message.payload)
+            if len(value) >= safe and (size := oversized(route, value, limit)) is not None:
+                poison = (chunk, index, size)
+                full = True
+                break
+            if records == room or append(timestamp=None, key=route.key, value=value, headers=route.headers) is None:
+                full = True
+                break
+            records += 1
+        else:
+            index = len(entries)
+        if index > start:
+            pieces.append((chunk, start, index))
+            chunk.start = index
+        if not full:
+            queue.popleft()
+    if not records:
+        return None, poison
+    return Flight(lane, pieces, records, batch.size(), now, batch), poison

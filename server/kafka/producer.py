@@ -1,0 +1,184 @@
+"""One aiokafka producer's life: start within a limit, and an end after which nothing more is written.
+
+A producer is used until its first failed batch and then abandoned: a failed batch has used up its sequence numbers
+(shared facts on Kafka: every later batch of that partition gets OutOfOrderSequenceNumber).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import aiokafka.errors
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from server.core.failures import Failure, kafka_failure
+
+if TYPE_CHECKING:
+    from server.core.kafka_options import KafkaOptions, SslFiles
+
+START_TIMEOUT_SECONDS = 10.0
+_ABANDON_TIMEOUT_SECONDS = 2.0
+_STEP_SECONDS = 0.2
+
+
+def _register_unnamed_errors() -> None:
+    """Give the codes aiokafka does not know a class each; otherwise they all arrive as UnknownError (-1)."""
+    names = {
+        74: "FencedLeaderEpoch",
+        75: "UnknownLeaderEpoch",
+        76: "UnsupportedCompressionType",
+        77: "StaleBrokerEpoch",
+        78: "OffsetNotAvailable",
+        80: "PreferredLeaderNotAvailable",
+        81: "GroupMaxSizeReached",
+        87: "InvalidRecord",
+        89: "ThrottlingQuotaExceeded",
+        90: "ProducerFenced",
+        100: "UnknownTopicId",
+        103: "InconsistentTopicId",
+    }
+    retriable = {74, 75, 77, 78, 80, 89}
+    for code, name in names.items():
+        if code not in aiokafka.errors.kafka_errors:
+            members = {"errno": code, "message": name, "retriable": code in retriable}
+            aiokafka.errors.kafka_errors[code] = type(name, (aiokafka.errors.BrokerResponseError,), members)
+
+
+_register_unnamed_errors()
+
+
+def classify(error: BaseException, *, topic: str) -> Failure:
+    """What a failed batch or a failed start means."""
+    return kafka_failure(getattr(error, "errno", None), type(error).__name__, str(error), topic=topic)
+
+
+def ssl_context(files: SslFiles) -> ssl.SSLContext:
+    """The SSL context for these PEM files.
+
+    Raises:
+        OSError: a file can't be read.
+        ssl.SSLError: its content is not what it should be.
+    """
+    context = ssl.create_default_context(cafile=files.ca_location, cadata=files.ca_pem)
+    context.check_hostname = files.check_hostname and files.verify
+    if not files.verify:
+        context.verify_mode = ssl.CERT_NONE
+    if files.certificate_location:
+        context.load_cert_chain(files.certificate_location, files.key_location, files.key_password)
+    if files.ciphers:
+        context.set_ciphers(files.ciphers)
+    if files.crl_location:
+        context.load_verify_locations(files.crl_location)
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+    return context
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A Kafka cluster and how to write to it."""
+
+    address: str
+    options: KafkaOptions
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """`host:port`, comma separated."""
+        return self.options.bootstrap_servers or self.address
+
+    def arguments(self, *, max_batch_size: int) -> dict[str, Any]:
+        """What to construct an AIOKafkaProducer with."""
+        return {
+            "bootstrap_servers": self.bootstrap_servers,
+            **({"ssl_context": ssl_context(self.options.ssl)} if self.options.ssl else {}),
+            **self.options.producer,
+            "max_batch_size": max_batch_size,
+        }
+
+
+class Producer:
+    """A started producer."""
+
+    def __init__(self, aiokafka_producer: AIOKafkaProducer) -> None:
+        self._producer = aiokafka_producer
+        self.create_batch = aiokafka_producer.create_batch
+
+    @classmethod
+    async def start(cls, cluster: Cluster, *, max_batch_size: int) -> Producer:
+        """Start a producer; idempotence has its producer id when this returns.
+
+        Raises:
+            KafkaError: Kafka can't be reached, or refuses us.
+            TimeoutError: no answer within START_TIMEOUT_SECONDS.
+        """
+        producer = cls(AIOKafkaProducer(**cluster.arguments(max_batch_size=max_batch_size)))
+        try:
+            async with asyncio.timeout(START_TIMEOUT_SECONDS):
+                await producer._producer.start()
+        except BaseException:
+            await producer.abandon()
+            raise
+        return producer
+
+    def watch(self, topic: str) -> None:
+        """Keep the metadata of this topic."""
+        self._producer.client.add_topic(topic)
+
+    def refresh_metadata(self) -> None:
+        """Ask for new metadata soon."""
+        self._producer.client.force_metadata_update()
+
+    def partitions(self, topic: str) -> int:
+        """How many partitions the topic has; 0 while that is not known."""
+        known = self._producer.client.cluster.partitions_for_topic(topic)
+        return len(known) if known else 0
+
+    def may_not_see(self, topic: str) -> bool:
+        """Whether Kafka hides the topic from us."""
+        return topic in self._producer.client.cluster.unauthorized_topics
+
+    def leaderless(self, topic: str) -> list[int]:
+        """The topic's partitions without a leader."""
+        cluster = self._producer.client.cluster
+        known = cluster.partitions_for_topic(topic) or set()
+        return sorted(known - (cluster.available_partitions_for_topic(topic) or set()))
+
+    async def send(self, batch: Any, topic: str, partition: int, *, within: float) -> asyncio.Future[Any]:
+        """Hand a batch over; the future is done when Kafka has answered for it.
+
+        Raises:
+            KafkaError: the producer can take no more batches.
+            TimeoutError: it did not take the batch within `within` seconds.
+        """
+        batch.close()
+        async with asyncio.timeout(within):
+            future: asyncio.Future[Any] = await self._producer.send_batch(batch, topic, partition=partition)
+        return future
+
+    async def abandon(self) -> None:
+        """End the producer so that it writes nothing more, whatever Kafka does.
+
+        `stop()` would wait for batches that Kafka does not take, and a sender left behind would deliver them later,
+        next to our resends. So: no new connections, close those that are, then cancel the sender until it is gone.
+        """
+        producer, client = self._producer, self._producer.client
+        client._get_conn = _no_connection  # noqa: SLF001 - aiokafka has no public way to end without flushing
+        producer._closed = True  # noqa: SLF001 - its finalizer would warn of a producer left open
+        accumulator, sender = producer._message_accumulator, producer._sender.sender_task  # noqa: SLF001
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ABANDON_TIMEOUT_SECONDS):
+                await client.close()
+        deadline = asyncio.get_running_loop().time() + _ABANDON_TIMEOUT_SECONDS
+        while sender is not None and not sender.done() and asyncio.get_running_loop().time() < deadline:
+            # It takes one cancellation to leave the loop and one for each exchange it then waits for.
+            sender.cancel()
+            await asyncio.wait([sender], timeout=_STEP_SECONDS)
+        accumulator.fail_all(KafkaError("the producer was abandoned"))
+
+
+async def _no_connection(*_: Any, **__: Any) -> None:
+    return None

@@ -1,0 +1,528 @@
+"""The sink of one mapping: records in, confirmations out, in order per partition.
+
+At most one batch per partition is unconfirmed, and the next grows meanwhile. After any failed batch nothing more is
+sent: the other futures get a bounded time, the producer is abandoned, and everything unconfirmed goes out again per
+partition in receive order through a new one (design.md, 11). A poison record is found by halving the batch.
+
+When to send is a trade: a produce request costs 300 µs of CPU whatever its size, and waiting adds to the round trip
+that limits brokers with a small window. So the first records after a quiet time go at once, then at most one round
+per linger, unless enough has gathered to be worth a request of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from aiokafka.errors import KafkaError, for_code
+
+from server.core.backoff import Backoff
+from server.core.failures import Kind, kafka_failure
+from server.core.lifecycle import Reason
+from server.core.mapping import OnPoison
+from server.core.record import Route, compile_record, dead_letter_headers, size_of
+from server.core.template import NotMappableError
+from server.kafka.errorlog import ERROR_LOG
+from server.kafka.lanes import Chunk, build
+from server.kafka.partitioners import partitioner
+from server.kafka.producer import Producer, classify
+from server.kafka.topic import Topic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from server.core.acks import AckWindow, Arrival, Delivery
+    from server.core.failures import Failure
+    from server.core.mapping import Mapping
+    from server.kafka.lanes import Entry, Flight, Lane
+    from server.kafka.producer import Cluster
+
+DEFAULT_LINGER_SECONDS = 0.005
+STALL_SECONDS = 3.0
+# Kafka closes the connection on requests above socket.request.max.bytes (100 MiB by default), and aiokafka would
+# retry such a request for ever.
+DEFAULT_RECORD_LIMIT = 100_000_000
+MAX_ROUTES = 10_000
+_EAGER_RECORDS = 32
+_IN_FLIGHT_BYTES = 32 * 1024 * 1024
+_HAND_OVER_SECONDS = 5.0
+_LAST_ANSWERS_SECONDS = 2.0
+_METADATA_SECONDS = 2.0
+_TICK_SECONDS = 0.5
+_UNNAMED_ATTEMPTS = 3
+_SMALLEST_BATCH_BYTES = 16_384
+_TOPIC_MISSING, _NO_LEADER, _TOPIC_NOT_AUTHORIZED = 3, 5, 29
+
+
+class SinkStoppedError(Exception):
+    """Only an operator can mend this: poison under `stop`, a refused dead letter, or an invalid topic name."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.detail)
+        self.reason = reason
+
+
+class Outcomes(Protocol):
+    """Who counts what became of the messages."""
+
+    def delivered(self, messages: int) -> None:
+        """Kafka confirmed these."""
+
+    def dead_lettered(self, messages: int) -> None:
+        """Kafka confirmed these as dead letters."""
+
+    def dropped(self, reason: str, messages: int) -> None:
+        """These were dropped by rule."""
+
+    def progressed(self) -> None:
+        """Called once after a round of confirmations: something may be due now."""
+
+    def kafka_trouble(self, reason: Reason | None) -> None:
+        """Kafka takes no records, and why; None when it does again."""
+
+
+class _BatchFailedError(Exception):
+    def __init__(self, flight: Flight, failure: Failure) -> None:
+        super().__init__(failure.reason.detail)
+        self.flight = flight
+        self.failure = failure
+
+
+class Sink:
+    """Writes the records of one mapping."""
+
+    def __init__(
+        self, cluster: Cluster, mapping: Mapping, window: AckWindow, outcomes: Outcomes, random: Callable[[], float]
+    ) -> None:
+        self._cluster = cluster
+        self._mapping = mapping
+        self._window = window
+        self._outcomes = outcomes
+        self._backoff = Backoff(random)
+        self._shape = compile_record(mapping)
+        self._place = partitioner(cluster.options.partitioner)
+        linger = cluster.options.linger_ms
+        self._linger = DEFAULT_LINGER_SECONDS if linger is None else linger / 1000
+        self._main = Topic(mapping.kafka.topic, self._place)
+        self._topics = {self._main.name: self._main}
+        self._routes: dict[str, tuple[Route, Lane]] = {}
+        self._ready: dict[Lane, None] = {}
+        self._flights: set[Flight] = set()
+        self._finished: list[Flight] = []
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._fatal: Reason | None = None
+        self._stalled = False
+        self._sends_fail = False
+        self._troubled = True
+        self._lingering = False
+        self._stuck: list[Delivery] = []
+        self._number = 0
+        self._queued = 0
+        self._last_round = 0.0
+        self._metadata_asked = 0.0
+        self._batch_bytes: int = cluster.options.producer.get("max_batch_size", 1_000_000)
+        self.unconfirmed = 0
+        self.in_flight_bytes = 0
+
+    @property
+    def oldest_sent_at(self) -> float | None:
+        """When the oldest batch in flight was sent (monotonic seconds)."""
+        return min((flight.sent_at for flight in self._flights), default=None)
+
+    # --- records in -------------------------------------------------------------------------------------------------
+
+    def add(self, arrival: Arrival, messages: Sequence[Delivery]) -> None:
+        """Take messages of one arrival, in receive order. Opens parts of the arrival; never blocks."""
+        self._number += 1
+        self.unconfirmed += len(messages)
+        self._idle.clear()
+        routes = self._routes
+        groups: dict[Lane | None, list[Entry]] = {}
+        for message in messages:
+            known = routes.get(message.topic)
+            if known is None:
+                try:
+                    known = self._route(message.topic)
+                except NotMappableError as error:
+                    self._unmappable(arrival, message, str(error))
+                    continue
+                if known is None:  # the partitions are not known yet, or about to change
+                    route = self._shape.route(message.topic)
+                    groups.setdefault(None, []).append((route, message))
+                    continue
+            route, lane = known
+            group = groups.get(lane)
+            if group is None:
+                group = groups[lane] = []
+            group.append((route, message))
+        for target, entries in groups.items():
+            arrival.open_parts += 1
+            chunk = Chunk(arrival, entries, self._number)
+            if target is None:
+                self._main.waiting.append(chunk)
+            else:
+                self._enqueue(target, chunk)
+        if self._ready and (self._queued >= _EAGER_RECORDS or not self._lingering):
+            self._wake.set()
+
+    def _route(self, mqtt_topic: str) -> tuple[Route, Lane] | None:
+        route = self._shape.route(mqtt_topic)
+        if not self._main.accepts:
+            return None
+        if len(self._routes) >= MAX_ROUTES:
+            self._routes.clear()
+        placed = self._routes[mqtt_topic] = (route, self._main.lane(route))
+        return placed
+
+    def _enqueue(self, lane: Lane, chunk: Chunk) -> None:
+        lane.queue.append(chunk)
+        self._queued += len(chunk.entries)
+        if lane.flight is None:
+            self._ready[lane] = None
+
+    # --- the life of the sink ---------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Write until cancelled; every producer it made is gone when it ends.
+
+        Raises:
+            SinkStoppedError: only an operator can mend it.
+        """
+        while True:
+            producer: Producer | None = None
+            failed: _BatchFailedError | None = None
+            try:
+                producer = await self._start()
+                await self._serve(producer)
+            except _BatchFailedError as error:
+                failed = error
+            except (KafkaError, OSError) as error:  # TimeoutError is an OSError
+                self._trouble(classify(error, topic=self._main.name).reason)
+            finally:
+                await self._abandon(producer)
+            if failed is None or self._judge(failed):
+                await asyncio.sleep(self._backoff.next_delay())
+
+    async def _start(self) -> Producer:
+        producer = await Producer.start(self._cluster, max_batch_size=self._batch_bytes)
+        for topic in self._topics:
+            producer.watch(topic)
+        producer.refresh_metadata()
+        self._metadata_asked = time.monotonic()
+        return producer
+
+    async def _abandon(self, producer: Producer | None) -> None:
+        """End the producer and take back what it had not confirmed."""
+        if producer is not None:
+            await producer.abandon()
+        for flight in self._flights:
+            flight.lane.take_back()
+            self._queued += flight.records
+            self._ready[flight.lane] = None
+        self._flights.clear()
+        self._finished.clear()
+        self.in_flight_bytes = 0
+
+    async def drained(self) -> None:
+        """Wait until every record taken is confirmed."""
+        await self._idle.wait()
+
+    def unfinished(self) -> list[Delivery]:
+        """The messages that are not confirmed; only once `run` has ended."""
+        chunks = [chunk for topic in self._topics.values() for chunk in topic.queued()]
+        return self._stuck + [message for chunk in chunks for _, message in chunk.entries[chunk.start :]]
+
+    async def _serve(self, producer: Producer) -> None:
+        while True:
+            self._wake.clear()
+            self._follow_partitions(producer)
+            await self._confirm()
+            wait = await self._send(producer)
+            if self._fatal is not None:
+                raise SinkStoppedError(self._fatal)
+            self._check_stall(producer)
+            self._lingering = wait is not None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TICK_SECONDS if wait is None else wait):
+                    await self._wake.wait()
+
+    # --- partitions -------------------------------------------------------------------------------------------------
+
+    def _follow_partitions(self, producer: Producer) -> None:
+        missing: list[Topic] = []
+        for topic in self._topics.values():
+            if topic.follow(producer.partitions(topic.name)):
+                for lane, chunk in topic.place_waiting():
+                    self._enqueue(lane, chunk)
+            if not topic.accepts and topic is self._main:
+                self._routes.clear()
+            if not topic.visible:
+                missing.append(topic)
+        if missing and time.monotonic() - self._metadata_asked > _METADATA_SECONDS:
+            self._metadata_asked = time.monotonic()
+            for topic in missing:
+                producer.watch(topic.name)
+            producer.refresh_metadata()
+        needed = next((topic for topic in missing if topic is self._main or topic.waiting), None)
+        if needed is not None:
+            code = _TOPIC_NOT_AUTHORIZED if producer.may_not_see(needed.name) else _TOPIC_MISSING
+            self._trouble(_reason(code, needed.name))
+        elif self._troubled and not self._stalled and not self._sends_fail:
+            self._trouble(None)
+
+    # --- sending ----------------------------------------------------------------------------------------------------
+
+    async def _send(self, producer: Producer) -> float | None:
+        """Send what is ready. Returns the seconds to wait before the next round may go, None if there is none."""
+        if not self._ready:
+            return None
+        now = time.monotonic()
+        wait = self._last_round + self._linger - now
+        if wait > 0 and self._queued < _EAGER_RECORDS:
+            return wait
+        for lane in list(self._ready):
+            if self.in_flight_bytes > _IN_FLIGHT_BYTES:
+                break
+            if lane.partition >= self._topics[lane.topic].visible:
+                continue  # send_batch would wait for its metadata, and hold up the others
+            del self._ready[lane]
+            flight = self._build(lane, producer, now)
+            if flight is not None:
+                await self._dispatch(producer, flight)
+        self._last_round = now
+        return None
+
+    def _build(self, lane: Lane, producer: Producer, now: float) -> Flight | None:
+        limit = self._topics[lane.topic].limit(self._cluster.options.record_limit or DEFAULT_RECORD_LIMIT, now)
+        while lane.queue and self._fatal is None:
+            flight, poison = build(lane, producer.create_batch(), limit=limit, now=now)
+            if flight is not None:
+                self._queued -= flight.records
+                return flight
+            if poison is None:
+                raise RuntimeError(f"an empty batch for partition {lane.partition} of {lane.topic!r}")
+            chunk, index, size = poison
+            self._poison(
+                lane,
+                chunk,
+                index,
+                Reason("message_too_large", f"the record has {size} bytes, the limit of {lane.topic!r} is {limit}"),
+            )
+        return None
+
+    async def _dispatch(self, producer: Producer, flight: Flight) -> None:
+        lane = flight.lane
+        lane.flight = flight
+        self._flights.add(flight)
+        self.in_flight_bytes += flight.size
+        flight.future = await producer.send(flight.batch, lane.topic, lane.partition, within=_HAND_OVER_SECONDS)
+        flight.batch = None
+        flight.future.add_done_callback(functools.partial(self._answered, flight))
+
+    def _answered(self, flight: Flight, future: asyncio.Future[Any]) -> None:
+        flight.error = asyncio.CancelledError() if future.cancelled() else future.exception()
+        if flight in self._flights:  # and not of a producer that was abandoned meanwhile
+            self._finished.append(flight)
+            self._wake.set()
+
+    # --- confirmations ----------------------------------------------------------------------------------------------
+
+    async def _confirm(self) -> None:
+        failed = self._take_answers()
+        if failed is None:
+            return
+        # Nothing more is sent; what is on its way gets a bounded time to be confirmed, so that it is not repeated.
+        waiting = [flight.future for flight in self._flights if flight.future is not None]
+        if waiting:
+            await asyncio.wait(waiting, timeout=_LAST_ANSWERS_SECONDS)
+            self._take_answers()
+        raise failed
+
+    def _take_answers(self) -> _BatchFailedError | None:
+        """Account for every finished flight; returns the first failure."""
+        finished, self._finished = self._finished, []
+        failed = None
+        for flight in finished:
+            if flight.error is None:
+                self._landed(flight)
+            elif failed is None:
+                failed = _BatchFailedError(flight, classify(flight.error, topic=flight.lane.topic))
+        if finished:
+            self._progressed()
+        return failed
+
+    def _landed(self, flight: Flight) -> None:
+        lane = flight.lane
+        lane.flight = None
+        self._flights.discard(flight)
+        self.in_flight_bytes -= flight.size
+        self._backoff.reset()
+        self._sends_fail = False
+        lane.cleared(flight.records)
+        if lane.queue:
+            self._ready[lane] = None
+        delivered = dead = 0
+        for chunk, start, stop in flight.pieces:
+            if chunk.dead_letter:
+                dead += stop - start
+            else:
+                delivered += stop - start
+            self._finish(chunk, stop - start)
+        self.unconfirmed -= flight.records
+        if delivered:
+            self._outcomes.delivered(delivered)
+        if dead:
+            self._outcomes.dead_lettered(dead)
+
+    def _finish(self, chunk: Chunk, records: int) -> None:
+        chunk.done += records
+        if chunk.done == len(chunk.entries):
+            self._window.confirm(chunk.arrival)
+
+    def _progressed(self) -> None:
+        if not self.unconfirmed:
+            self._idle.set()
+        if self._stalled and not self._is_stalled():
+            self._stalled = False
+        self._outcomes.progressed()
+
+    # --- failures ---------------------------------------------------------------------------------------------------
+
+    def _judge(self, failed: _BatchFailedError) -> bool:
+        """Decide what a failed batch means; everything is back in its queue. Returns whether to wait before going on.
+
+        Raises:
+            SinkStoppedError: only an operator can mend it.
+        """
+        flight, failure = failed.flight, failed.failure
+        lane = flight.lane
+        if failure.kind is Kind.INVALID_TOPIC:
+            raise SinkStoppedError(failure.reason)
+        if failure.kind is Kind.POISON:
+            if flight.records > 1:
+                lane.suspect(flight.records)
+                if failure.too_large:
+                    self._batch_bytes = max(_SMALLEST_BATCH_BYTES, min(self._batch_bytes, flight.size // 2))
+                return False
+            chunk, index = flight.first()
+            if failure.too_large:
+                route, message = chunk.entries[index]
+                size = size_of(route.key, route.value(message.payload), route.headers)
+                self._topics[lane.topic].learn_limit(size, time.monotonic())
+            lane.end_search()
+            self._poison(lane, chunk, index, failure.reason)
+            if self._fatal is not None:
+                raise SinkStoppedError(self._fatal)
+            self._progressed()
+            return False
+        self._sends_fail = True
+        self._trouble(failure.reason)
+        if failure.kind is Kind.UNNAMED:
+            lane.unnamed_failures += 1
+            if lane.unnamed_failures >= _UNNAMED_ATTEMPTS and flight.records > 1:
+                lane.suspect(flight.records)  # shows which record it is; it is never dropped
+        return True
+
+    def _poison(self, lane: Lane, chunk: Chunk, index: int, reason: Reason) -> None:
+        """Deal with the record at the front of the lane as `on_poison` says."""
+        route, message = chunk.entries[index]
+        if chunk.dead_letter:
+            self._fatal = Reason(
+                "dead_letter_refused",
+                f"a message on {message.topic!r} can be written neither to {self._main.name!r} nor to the dead letter "
+                f"topic {lane.topic!r}: {reason.detail}",
+            )
+            return
+        if not self._resolve_poison(chunk.arrival, message, route.key, reason):
+            return
+        chunk.start = index + 1
+        self._queued -= 1
+        if chunk.start == len(chunk.entries):
+            lane.queue.popleft()
+        self._finish(chunk, 1)
+
+    def _unmappable(self, arrival: Arrival, message: Delivery, detail: str) -> None:
+        arrival.open_parts += 1
+        if self._resolve_poison(arrival, message, message.topic.encode(), Reason("not_mappable", detail)):
+            self._window.confirm(arrival)
+            if not self.unconfirmed:
+                self._idle.set()
+        else:
+            self._stuck.append(message)
+
+    def _resolve_poison(self, arrival: Arrival, message: Delivery, key: bytes | None, reason: Reason) -> bool:
+        """Whether the message is out of the way: dropped, or on its way as a dead letter."""
+        policy = self._mapping.on_poison
+        if policy is OnPoison.STOP:
+            self._fatal = Reason(
+                f"poison_{reason.code}",
+                f"a message on {message.topic!r} can't be forwarded: {reason.detail}; it stays with the broker. Set "
+                "on_poison to drop or dead_letter, or mend the cause and resume",
+            )
+            self._wake.set()
+            return False
+        if policy is OnPoison.DROP:
+            self.unconfirmed -= 1
+            self._outcomes.dropped(reason.code, 1)
+            return True
+        self._write_dead_letter(arrival, message, key, reason)
+        return True
+
+    def _write_dead_letter(self, arrival: Arrival, message: Delivery, key: bytes | None, reason: Reason) -> None:
+        name = self._mapping.dead_letter_topic
+        if name is None:
+            raise RuntimeError(f"mapping {self._mapping.name!r} has no dead letter topic")
+        headers = dead_letter_headers(
+            mapping=self._mapping.name, topic=message.topic, reason=reason.code, detail=reason.detail
+        )
+        placement = message.topic.encode()
+        route = Route(topic=message.topic, key=key, placement=placement, headers=headers, envelope=None)
+        topic = self._topics.get(name)
+        if topic is None:
+            topic = self._topics[name] = Topic(name, self._place)
+        self._number += 1
+        arrival.open_parts += 1
+        chunk = Chunk(arrival, [(route, message)], self._number, dead_letter=True)
+        if topic.accepts:
+            self._enqueue(topic.lane(route), chunk)
+        else:
+            topic.waiting.append(chunk)
+        self._wake.set()
+
+    def _trouble(self, reason: Reason | None) -> None:
+        self._troubled = reason is not None
+        self._outcomes.kafka_trouble(reason)
+
+    def _is_stalled(self) -> bool:
+        oldest = self.oldest_sent_at
+        return oldest is not None and time.monotonic() - oldest > STALL_SECONDS
+
+    def _check_stall(self, producer: Producer) -> None:
+        """Say why Kafka is silent: aiokafka retries what it calls retriable for ever, and only logs it."""
+        if not self._is_stalled():
+            return
+        self._stalled = True
+        seconds = STALL_SECONDS
+        stalled = {flight.lane.topic for flight in self._flights if time.monotonic() - flight.sent_at > seconds}
+        for topic in sorted(stalled):
+            if leaderless := producer.leaderless(topic):
+                reason = _reason(_NO_LEADER, topic)
+                self._trouble(Reason(reason.code, f"{reason.detail}; partitions {leaderless}"))
+                return
+        said = ERROR_LOG.latest()
+        self._trouble(
+            Reason(
+                "kafka_stalled",
+                f"no answer from {self._cluster.bootstrap_servers} for more than {seconds:g} s"
+                + (f"; aiokafka says: {said}" if said else ""),
+            )
+        )
+
+
+def _reason(code: int, topic: str) -> Reason:
+    return kafka_failure(code, for_code(code).__name__, "", topic=topic).reason
