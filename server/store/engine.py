@@ -14,13 +14,14 @@ from sqlmodel import Session
 
 from server.store.errors import StoreError, StoreUnavailableError
 from server.store.location import FileIdentity, check_same, check_space, create_file
-from server.store.worker import Job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from sqlalchemy import Connection, Engine
+
+    from server.store.worker import Job
 
 # The wait for another process's lock ends this long before the call does, so that the call can say what it waited for.
 _MARGIN_SECONDS = 0.25

@@ -103,7 +103,8 @@ def _plan_entry(
     else:
         if remembered is None and found.spec.paused and not spec.paused:
             plan.warnings.append(
-                f"the mapping {name!r} is in the configuration file again and is still paused; resume it through the API"
+                f"the mapping {name!r} is in the configuration file again and is still paused;"
+                " resume it through the API"
             )
         wanted = spec.model_copy(update={"paused": found.spec.paused})
         plan.digests[name] = digest
