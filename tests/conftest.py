@@ -56,7 +56,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
 
 @pytest.fixture
 def own_mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
-    """Make Mosquittos of the test's own, started: `own_mosquitto(max_queued=10)`; options as in `Mosquitto`."""
+    """Start Mosquittos of the test's own: `own_mosquitto(max_queued=10)`; options as in `Mosquitto`."""
     with ExitStack() as stack:
         made = 0
 
@@ -70,7 +70,7 @@ def own_mosquitto(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
 
 @pytest.fixture
 def own_kafka(tmp_path: Path) -> Iterator[Callable[..., Kafka]]:
-    """Make Kafkas of the test's own, started: `own_kafka(config={"message.max.bytes": "1000"})`."""
+    """Start Kafkas of the test's own: `own_kafka(config=...)`, options as in `Kafka`."""
     with ExitStack() as stack:
         made = 0
 
@@ -90,7 +90,7 @@ def unique() -> str:
 
 @pytest.fixture
 async def kafka_topic(kafka: KafkaCluster, unique: str) -> AsyncIterator[Callable[..., Awaitable[str]]]:
-    """Create topics in the shared Kafka, deleted after the test: `await kafka_topic("orders", partitions=3)`."""
+    """Create topics in the shared Kafka until the end of the test, as in `await kafka_topic("orders", partitions=3)`."""
     created: list[str] = []
 
     async def create(name: str = "test", **options: Any) -> str:

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 from collections import deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import mqtt5
 

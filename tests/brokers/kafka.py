@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import time
 import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -281,6 +280,9 @@ class Kafka(KafkaCluster, Child):
             "share.coordinator.state.topic.replication.factor": "1",
             "share.coordinator.state.topic.min.isr": "1",
             "file.delete.delay.ms": "1000",
+            # After kill() the controller refuses the new process until the old one's session is over (9 s).
+            "broker.session.timeout.ms": "3000",
+            "broker.heartbeat.interval.ms": "500",
             **self._config,
         }
         properties = self.folder / "server.properties"

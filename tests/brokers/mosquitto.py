@@ -5,13 +5,13 @@ from __future__ import annotations
 import getpass
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from tests.brokers.process import BrokerError, Child, accepts, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 START_TIMEOUT = 15.0
 STOP_TIMEOUT = 15.0
