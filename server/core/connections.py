@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+
+from server.core.topics import mqtt_string_error
 
 Protocol = Literal["auto", "5", "3.1.1"]
 
@@ -23,11 +25,18 @@ def _seconds(value: Any) -> Any:
     return int(found[1]) * _UNIT_SECONDS[found[2]]
 
 
+def _mqtt_text(value: str) -> str:
+    if error := mqtt_string_error(value, "this"):
+        raise ValueError(error)
+    return value
+
+
 def _protocol_name(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 Seconds = Annotated[int, BeforeValidator(_seconds)]
+MqttText = Annotated[str, AfterValidator(_mqtt_text)]
 
 
 class _Section(BaseModel):
@@ -37,7 +46,7 @@ class _Section(BaseModel):
 class Credentials(_Section):
     """MQTT user name and password."""
 
-    username: str
+    username: MqttText
     password: SecretStr | None = None
 
 
@@ -60,7 +69,7 @@ class MqttConnection(_Section):
 
     host: str = Field(min_length=1)
     port: int = Field(1883, ge=1, le=65_535)
-    client_id: str = ""
+    client_id: MqttText = ""
     protocol: Annotated[Protocol, BeforeValidator(_protocol_name)] = "auto"
     transport: Literal["tcp", "websocket"] = "tcp"
     path: str = "/mqtt"
@@ -85,4 +94,5 @@ class KafkaConnection(_Section):
     @property
     def address(self) -> str:
         """The bootstrap address, `host:port`, unless `config` names other servers."""
-        return f"{self.bootstrap_server}:{self.port}"
+        servers = self.config.get("bootstrap.servers") or self.config.get("metadata.broker.list")
+        return str(servers) if servers else f"{self.bootstrap_server}:{self.port}"

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from server.core.template import TemplateError, compile_template
-from server.core.topics import filter_error, kafka_topic_error, uncovered
+from server.core.topics import filter_error, kafka_topic_error, mqtt_string_error, uncovered
 
 DEFAULT_BUFFER_BYTES = 32 * 1024 * 1024
 # 65,535 is the protocol's default, so the codec leaves it out, and Mosquitto then keeps only 20 in flight.
@@ -35,7 +35,7 @@ class MqttSource(_Spec):
 
     topic: str | list[str] = Field(description="one MQTT topic filter, or several")
     qos: QoS = 1
-    client_id: str | None = Field(None, description="instead of `{mqtt.client_id}-{name}`", max_length=65_535)
+    client_id: str | None = Field(None, description="instead of `{mqtt.client_id}-{name}`")
     receive_maximum: int = Field(DEFAULT_RECEIVE_MAXIMUM, ge=1, le=DEFAULT_RECEIVE_MAXIMUM)
 
     @field_validator("topic")
@@ -47,6 +47,13 @@ class MqttSource(_Spec):
             if error := filter_error(topic_filter):
                 raise ValueError(f"{topic_filter!r}: {error}")
         return topic
+
+    @field_validator("client_id")
+    @classmethod
+    def _valid_client_id(cls, client_id: str | None) -> str | None:
+        if client_id is not None and (error := mqtt_string_error(client_id, "a client id")):
+            raise ValueError(error)
+        return client_id
 
     @property
     def filters(self) -> tuple[str, ...]:
@@ -79,11 +86,21 @@ class KafkaTarget(_Spec):
         for name, value in headers.items():
             if not name:
                 raise ValueError("a header name must not be empty")
+            _check_encodable(name)
             _checked_template(value)
         return headers
 
 
+def _check_encodable(text: str) -> None:
+    # JSON's "\\ud800" is half a character; it would only fail later, at every message.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be valid Unicode") from None
+
+
 def _checked_template(source: str) -> str:
+    _check_encodable(source)
     try:
         compile_template(source, "")
     except TemplateError as error:

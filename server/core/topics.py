@@ -17,18 +17,25 @@ MAX_KAFKA_TOPIC_LENGTH = 249
 _KAFKA_TOPIC = re.compile(r"[a-zA-Z0-9._-]+")
 
 
+def mqtt_string_error(text: str, what: str) -> str | None:
+    """Why this can't be sent as an MQTT string, or None (MQTT 5.0, 1.5.4); `what` names it, the text is not shown."""
+    if "\0" in text:
+        return f"{what} must not contain the null character"
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        return f"{what} must be valid UTF-8"
+    if size > MAX_MQTT_TOPIC_BYTES:
+        return f"{what} may have at most {MAX_MQTT_TOPIC_BYTES} bytes, this one has {size}"
+    return None
+
+
 def filter_error(topic_filter: str) -> str | None:
     """Why this is not a topic filter the forwarder can subscribe to, or None (MQTT 5.0, 4.7.1)."""
     if not topic_filter:
         return "a topic filter must not be empty"
-    if "\0" in topic_filter:
-        return "a topic filter must not contain the null character"
-    try:
-        size = len(topic_filter.encode())
-    except UnicodeEncodeError:
-        return "a topic filter must be valid UTF-8"
-    if size > MAX_MQTT_TOPIC_BYTES:
-        return f"a topic filter may have at most {MAX_MQTT_TOPIC_BYTES} bytes, this one has {size}"
+    if error := mqtt_string_error(topic_filter, "a topic filter"):
+        return error
     if topic_filter.startswith("$share/"):
         return "shared subscriptions ($share/...) are not supported: they lose the order of messages"
     levels = topic_filter.split("/")
@@ -68,6 +75,8 @@ def matches(topic_filter: str, topic: str) -> bool:
 
 def covers(wide: str, narrow: str) -> bool:
     """Whether every topic that matches `narrow` also matches `wide`."""
+    if (wide, narrow) == ("+/#", "#"):
+        return True  # every topic has a first level
     wide_levels, narrow_levels = wide.split("/"), narrow.split("/")
     if narrow_levels[0].startswith("$") and wide_levels[0] in {"#", "+"}:
         return False
@@ -100,10 +109,16 @@ def overlap(first: str, second: str) -> bool:
 
 
 def uncovered(filters: Iterable[str]) -> tuple[str, ...]:
-    """The filters to subscribe: those that no other covers, in the given order, each once."""
+    """The filters to subscribe: those that no other covers, in the given order; of equals the first."""
     distinct = tuple(dict.fromkeys(filters))
     return tuple(
-        candidate for candidate in distinct if not any(other != candidate and covers(other, candidate) for other in distinct)
+        candidate
+        for index, candidate in enumerate(distinct)
+        if not any(
+            covers(other, candidate) and (position < index or not covers(candidate, other))
+            for position, other in enumerate(distinct)
+            if position != index
+        )
     )
 
 
