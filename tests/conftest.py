@@ -7,19 +7,54 @@ brokers that run already and take the place of the shared ones.
 
 from __future__ import annotations
 
+import io
 import os
 import uuid
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+import coverage
 import pytest
 
 from tests.brokers import Kafka, KafkaCluster, Mosquitto, MqttBroker
 from tests.brokers.process import accepts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
     from pathlib import Path
+
+
+CORE_REPORT = pytest.StashKey[str]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the second threshold; pytest-cov knows only one."""
+    parser.addoption("--core-fail-under", type=float, default=0.0, help="coverage in percent that server/core needs")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """Check the coverage of server/core once pytest-cov (inside this wrapper) has combined what it measured.
+
+    Here and not after pytest, so that pytest's summary stays the last thing printed.
+    """
+    result = yield
+    needed = session.config.getoption("--core-fail-under")
+    if needed and not session.config.option.collectonly:
+        measured = coverage.Coverage()
+        measured.load()
+        report = io.StringIO()
+        if measured.report(include=["server/core/*"], file=report) < needed:
+            session.config.stash[CORE_REPORT] = f"{report.getvalue()}\nFAIL server/core needs {needed:g} % coverage"
+            session.testsfailed += 1
+    return result
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what server/core lacks."""
+    if CORE_REPORT in config.stash:
+        terminalreporter.section("coverage of server/core")
+        terminalreporter.write_line(config.stash[CORE_REPORT], red=True)
 
 
 def _external(variable: str) -> tuple[str, int] | None:
@@ -90,7 +125,10 @@ def unique() -> str:
 
 @pytest.fixture
 async def kafka_topic(kafka: KafkaCluster, unique: str) -> AsyncIterator[Callable[..., Awaitable[str]]]:
-    """Create topics in the shared Kafka until the end of the test, as in `await kafka_topic("orders", partitions=3)`."""
+    """Create topics in the shared Kafka that live as long as the test.
+
+    `topic = await kafka_topic("orders", partitions=3)`; options as in `KafkaCluster.create_topic`.
+    """
     created: list[str] = []
 
     async def create(name: str = "test", **options: Any) -> str:

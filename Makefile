@@ -1,0 +1,63 @@
+# `make help` lists what there is. Everything made here lies in .venv and .cache.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+PYTHON ?= python3
+BIN := .venv/bin
+# Stamps: a target runs again only when what it depends on changed.
+SETUP := .venv/.setup-done
+KAFKA := .cache/kafka/.fetched
+TEST_TOOLS := .cache/.test-tools-found
+
+.PHONY: help setup test lint format demo bench kafka test-tools clean distclean
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+setup: $(SETUP) ## Create .venv from uv.lock (fetches uv if it is not on PATH)
+
+$(SETUP): uv.lock pyproject.toml scripts/ensure-uv.sh
+	uv="$$(PYTHON=$(PYTHON) sh scripts/ensure-uv.sh)" && "$$uv" sync --locked --all-groups
+	@touch $@
+
+test: setup test-tools kafka lint ## Everything CI wants: linters, types, layers, and all tests with coverage
+	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 --core-fail-under=100 $(ARGS)
+
+lint: setup ## ruff, mypy and import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## Let ruff format and fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: setup ## The service with brokers and devices of its own, nothing to install
+	@$(BIN)/python -m server.demo
+
+bench: setup test-tools kafka ## Measure throughput and latency against real brokers
+	$(BIN)/python loadtest/bench.py $(ARGS)
+
+test-tools: $(TEST_TOOLS) # Mosquitto, Java and Maven, from apt where that is possible
+
+$(TEST_TOOLS): scripts/test-tools.sh
+	sh scripts/test-tools.sh
+	@mkdir -p $(@D) && touch $@
+
+kafka: $(KAFKA) # A real Kafka for the tests: its jars, through Maven
+
+$(KAFKA): tests/brokers/kafka-pom.xml | $(TEST_TOOLS)
+	rm -rf .cache/kafka
+	mvn --batch-mode --quiet -f $< org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies \
+		-DoutputDirectory="$(CURDIR)/.cache/kafka/libs"
+	@touch $@
+
+clean: ## Remove what tools left behind (not .venv and .cache)
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* dist
+	find . -name __pycache__ -not -path './.venv/*' -not -path './.cache/*' -prune -exec rm -rf {} +
+
+distclean: clean ## Also remove .venv and .cache: as after git clone
+	rm -rf .venv .cache
