@@ -180,36 +180,38 @@ class _Reading:
         if not isinstance(node, Sequence) or not isinstance(written, Sequence):
             self._add([Problem(node.line, "forwarding", "expected a list of mappings")])
             return ()
-        entries = []
+        entries: dict[int, FileEntry] = {}
         for index, (item, original) in enumerate(zip(node.items, written.items, strict=True)):
             path: Path = ("forwarding", index)
             if not isinstance(item, Table):
                 self._add([Problem(item.line, dotted(path), "expected a mapping with name, mqtt and kafka")])
             elif mapping := self._build(Mapping, item, path, item.line):
-                entries.append(FileEntry(mapping, _digest(original), item.line))
+                entries[index] = FileEntry(mapping, _digest(original), item.line)
         self._check_unique_names(node)
         self._check_unique_client_ids(entries, base_client_id)
-        return tuple(entries)
+        return tuple(entries.values())
 
     def _check_unique_names(self, forwarding: Sequence) -> None:
+        # Of the entries as they are, because a name is also taken by one that is otherwise not valid.
         lines: dict[str, int] = {}
         for index, item in enumerate(forwarding.items):
             name = item.entries.get("name") if isinstance(item, Table) else None
             if not isinstance(name, Scalar) or is_null(name):
                 continue
-            first = lines.setdefault(name.text, name.line)
-            if first != name.line:
+            if name.text in lines:
                 where = dotted(("forwarding", index, "name"))
-                self._add([Problem(name.line, where, f"the entry in line {first} has the same name")])
+                self._add([Problem(name.line, where, f"the entry in line {lines[name.text]} has the same name")])
+            lines.setdefault(name.text, name.line)
 
-    def _check_unique_client_ids(self, entries: list[FileEntry], base: str) -> None:
+    def _check_unique_client_ids(self, entries: dict[int, FileEntry], base: str) -> None:
         first: dict[str, FileEntry] = {}
-        for entry in entries:
+        for index, entry in entries.items():
             client_id = entry.mapping.client_id(base)
-            other = first.setdefault(client_id, entry) if client_id else entry
-            if other.mapping.name != entry.mapping.name:
+            other = first.setdefault(client_id, entry)
+            if client_id and other.mapping.name != entry.mapping.name:
+                where = dotted(("forwarding", index, "mqtt", "client_id"))
                 message = f"the entry in line {other.line} has the same MQTT client id, and would take over its session"
-                self._add([Problem(entry.line, "forwarding", message)])
+                self._add([Problem(entry.line, where, message)])
 
 
 def _not_supported_yet(mqtt: MqttConnection, section: Table) -> list[Problem]:

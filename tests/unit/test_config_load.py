@@ -1,0 +1,336 @@
+"""The configuration file: what is accepted, what is refused, and with which words."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from server.config.errors import ConfigError
+from server.config.load import Config, load_config, parse_config
+
+_DATA = Path(__file__).parent / "data"
+_SECTIONS = "mqtt: {host: h, client_id: c}\nkafka: {}\n"
+
+
+def _config(text: str, **environ: str) -> Config:
+    return parse_config(dedent(text), environ, "config.yaml")
+
+
+def _lines(text: str, **environ: str) -> list[str]:
+    with pytest.raises(ConfigError) as refused:
+        _config(text, **environ)
+    assert len(str(refused.value).splitlines()) == len(refused.value.problems)
+    return str(refused.value).splitlines()
+
+
+def test_the_seeds_configuration_loads_unchanged() -> None:
+    config = load_config(_DATA / "seed-config.yaml", {})
+
+    [entry] = config.forwarding
+    assert config.mqtt.client_id == "forwarding-service-1"
+    assert (config.mqtt.tls, config.mqtt.credentials) == (None, None)
+    assert (entry.mapping.name, entry.mapping.mqtt.topic, entry.mapping.kafka.topic) == ("demo", "demo/#", "demo_data")
+    assert entry.line == 17
+    assert config.warnings == ()
+
+
+def test_the_demos_configuration_loads() -> None:
+    config = load_config(Path("config.yaml"), {"MKF_DEMO_KAFKA_PORT": "19092"})
+
+    assert [entry.mapping.name for entry in config.forwarding] == ["demo", "temperatures"]
+    assert (config.mqtt.address, config.kafka.address) == ("localhost:1883", "localhost:19092")
+
+
+def test_all_problems_come_at_once_with_their_lines() -> None:
+    assert _lines("""\
+        mqtt:
+          host: h
+          prot: 1
+          port: ${PORT}
+        kafka:
+          port: many
+          config:
+            acks: 0
+            lingerms: 5
+        forwardings: []
+        forwarding:
+          - name: a
+            mqtt: {topic: [a, [b]]}
+            kafka: {topik: b}
+          - 5
+        """) == [
+        "config.yaml:3: mqtt.prot: unknown key; did you mean 'port'?",
+        "config.yaml:4: mqtt.port: the environment variable PORT is not set",
+        "config.yaml:6: kafka.port: should be a valid integer, unable to parse string as an integer",
+        (
+            "config.yaml:8: kafka.config.acks: 0 is refused: without Kafka's confirmation the forwarder could never "
+            "acknowledge a message; use all"
+        ),
+        "config.yaml:9: kafka.config.lingerms: unknown option; did you mean 'linger.ms'?",
+        "config.yaml:10: forwardings: unknown key; did you mean 'forwarding'?",
+        "config.yaml:13: forwarding[0].mqtt.topic[1]: should be a valid string",
+        "config.yaml:14: forwarding[0].kafka.topic: is required",
+        "config.yaml:14: forwarding[0].kafka.topik: unknown key; did you mean 'topic'?",
+        "config.yaml:15: forwarding[1]: expected a mapping with name, mqtt and kafka",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "config.yaml: is empty; the sections mqtt and kafka are required"),
+        ("# only a comment\n", "config.yaml: is empty; the sections mqtt and kafka are required"),
+        ("- a\n", "config.yaml:1: expected the sections mqtt, kafka and forwarding"),
+        ("mqtt: {host: h}\n", "config.yaml: kafka: is required"),
+        ("mqtt:\nkafka: {}\n", "config.yaml:1: mqtt: is required"),
+        ("mqtt: 5\nkafka: {}\n", "config.yaml:1: mqtt: expected a section of keys"),
+        ("mqtt: {}\nkafka: {}\n", "config.yaml:1: mqtt.host: is required"),
+        ("mqtt: {host: }\nkafka: {}\n", "config.yaml:1: mqtt.host: is required"),
+        (_SECTIONS + "forwarding: 5\n", "config.yaml:3: forwarding: expected a list of mappings"),
+        ("mqtt: {host: h}\nkafka: {config: 5}\n", "config.yaml:2: kafka.config: expected a section of keys"),
+        ("mqtt: {host: h, credentials: 5}\nkafka: {}\n", "config.yaml:1: mqtt.credentials: expected a section of keys"),
+    ],
+)
+def test_a_wrong_shape_is_refused(text: str, expected: str) -> None:
+    assert _lines(text) == [expected]
+
+
+@pytest.mark.parametrize(("key", "value"), [("transport", "websocket"), ("tls", "{ca_cert: ca.pem}")])
+def test_what_no_adapter_does_so_far_is_not_supported_yet(key: str, value: str) -> None:
+    assert _lines(f"mqtt:\n  host: h\n  {key}: {value}\nkafka: {{}}\n") == [
+        f"config.yaml:3: mqtt.{key}: is not supported yet"
+    ]
+
+
+def test_values_come_from_the_environment_as_the_type_the_key_has() -> None:
+    config = _config(
+        """\
+        mqtt: {host: h, port: "${PORT}", client_id: "${ID:-none}", protocol: "${FIVE}"}
+        kafka: {port: "${UNSET:-9093}"}
+        forwarding:
+          - name: ${ID:-x}-${PORT}
+            paused: ${YES}
+            mqtt: {topic: a, qos: "${QOS}"}
+            kafka: {topic: k}
+        """,
+        PORT="1884",
+        FIVE="5",
+        ID="",
+        YES="true",
+        QOS="2",
+    )
+
+    [entry] = config.forwarding
+    assert (config.mqtt.port, config.mqtt.client_id, config.mqtt.protocol) == (1884, "none", "5")
+    assert config.kafka.port == 9093
+    assert (entry.mapping.name, entry.mapping.paused, entry.mapping.mqtt.qos) == ("x-1884", True, 2)
+
+
+def test_a_literal_placeholder_is_written_with_two_dollars() -> None:
+    config = _config("mqtt: {host: 'a$${B} $5 $$ $${'}\nkafka: {}\n")
+
+    assert config.mqtt.host == "a${B} $5 $$ ${"
+
+
+def test_a_value_cannot_change_the_structure() -> None:
+    config = _config("mqtt: {host: h, client_id: '${ID}'}\nkafka: {}\n", ID='x"\nkafka: {port: 1}\n# ${HOME} *a &b')
+
+    assert config.mqtt.client_id == 'x"\nkafka: {port: 1}\n# ${HOME} *a &b'
+    assert config.kafka.port == 9092
+
+
+def test_keys_are_not_interpolated() -> None:
+    assert _lines("mqtt: {host: h, '${KEY}': 1}\nkafka: {}\n", KEY="port") == [
+        "config.yaml:1: mqtt.${KEY}: unknown key"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("${", "expected ${NAME} or ${NAME:-default}; a literal ${ is $${"),
+        ("${}", "expected ${NAME} or ${NAME:-default}; a literal ${ is $${"),
+        ("${A-b}", "expected ${NAME} or ${NAME:-default}; a literal ${ is $${"),
+        ("${NOT_THERE}", "the environment variable NOT_THERE is not set"),
+        ("${BAD}", "the environment variable BAD is not valid UTF-8"),
+    ],
+)
+def test_what_cannot_be_replaced_is_refused_once(value: str, expected: str) -> None:
+    lines = _lines(f"mqtt:\n  host: '{value}'\nkafka: {{}}\n", BAD="hunter2\udcff")
+
+    assert lines == [f"config.yaml:2: mqtt.host: {expected}"]
+
+
+def test_no_message_shows_a_secret() -> None:
+    text = """\
+        mqtt:
+          host: h
+          session_expiry: ${SECRET}
+          credentials: {username: [hunter2], password: {hunter2: 1}}
+        kafka:
+          config: {acks: hunter2, sasl.mechanism: "${SECRET}", ssl.key.pem: [hunter2], linger.ms: hunter2}
+        forwarding:
+          - name: ${SECRET}
+            mqtt: {topic: "${SECRET}#"}
+            kafka: {topic: "${SECRET} ", headers: {a: "{${SECRET}"}}
+          - name: ${SECRET}
+            mqtt: {topic: a}
+            kafka: {topic: k}
+            dead_letter_topic: "k"
+            on_poison: ${SECRET}
+        """
+    lines = _lines(text, SECRET="hunter2")
+
+    assert "hunter2" not in "\n".join(lines)
+    assert (
+        "config.yaml:9: forwarding[0].mqtt.topic: not valid; the reason is not shown, because it may repeat the value "
+        "of SECRET" in lines
+    )
+
+
+def test_a_secret_written_into_the_file_is_not_repeated_either() -> None:
+    assert _lines('mqtt: {host: h, credentials: {username: "hunter2\\0"}}\nkafka: {}\n') == [
+        "config.yaml:1: mqtt.credentials.username: not valid"
+    ]
+
+
+def test_numbers_are_taken_as_they_are_written_where_text_is_wanted() -> None:
+    config = _config("""\
+        mqtt: {host: h, client_id: 007, credentials: {username: true, password: 0123}}
+        kafka: {config: {security.protocol: sasl_ssl, sasl.mechanism: PLAIN, sasl.username: u, sasl.password: 0x10}}
+        forwarding: [{name: 1, mqtt: {topic: [1, a]}, kafka: {topic: 1.50, key: 1}}]
+        """)
+
+    assert config.mqtt.client_id == "007"
+    assert config.mqtt.credentials is not None
+    assert config.mqtt.credentials.username == "true"
+    assert config.mqtt.credentials.password is not None
+    assert config.mqtt.credentials.password.get_secret_value() == "0123"
+    assert config.kafka.config["sasl.password"] == "0x10"
+    [entry] = config.forwarding
+    assert (entry.mapping.name, entry.mapping.mqtt.topic) == ("1", ["1", "a"])
+    assert (entry.mapping.kafka.topic, entry.mapping.kafka.key) == ("1.50", "1")
+
+
+def test_null_counts_as_absent_except_for_the_key() -> None:
+    config = _config("""\
+        mqtt: {host: h, port: , client_id: c, tls: , credentials: {username: }}
+        kafka: {config: {acks: , retries: }}
+        forwarding: [{name: n, paused: , mqtt: {topic: a, qos: }, kafka: {topic: k, key: , headers: }}]
+        """)
+
+    [entry] = config.forwarding
+    assert entry.mapping.kafka.key is None
+    assert entry.mapping.mqtt.qos == 1
+    assert config.mqtt.port == 1883
+    assert config.warnings == ()
+
+
+def test_unknown_keys_with_null_are_still_unknown() -> None:
+    assert _lines("mqtt: {host: h, client_id: c, tls: {ca_crt: }}\nkafka: {}\n") == [
+        "config.yaml:1: mqtt.tls.ca_crt: unknown key; did you mean 'ca_cert'?"
+    ]
+
+
+def test_names_and_client_ids_are_unique() -> None:
+    assert _lines(
+        _SECTIONS
+        + dedent("""\
+        forwarding:
+          - {name: a, mqtt: {topic: a}, kafka: {topic: k}}
+          - {name: a, mqtt: {topic: a}, kafka: {topic: k}}
+          - {name: b, mqtt: {topic: a, client_id: c-a}, kafka: {topic: k}}
+          - {name: d, mqtt: {topic: a, client_id: ""}, kafka: {topic: k}}
+          - {name: e, mqtt: {topic: a, client_id: ""}, kafka: {topic: k}}
+          - {mqtt: {topic: a}, kafka: {topic: k}}
+        """)
+    ) == [
+        "config.yaml:5: forwarding[1].name: the entry in line 4 has the same name",
+        (
+            "config.yaml:6: forwarding[2].mqtt.client_id: the entry in line 4 has the same MQTT client id, and "
+            "would take over its session"
+        ),
+        "config.yaml:9: forwarding[5].name: is required",
+    ]
+
+
+@pytest.mark.parametrize("forwarding", ["", "forwarding:\n", "forwarding: []\n"])
+def test_a_file_without_entries_is_valid_with_a_warning(forwarding: str) -> None:
+    config = _config(_SECTIONS + forwarding)
+
+    assert config.forwarding == ()
+    assert config.warnings == ("forwarding has no entries: a file without entries deletes nothing",)
+
+
+@pytest.mark.parametrize("client_id", ["", ", client_id: ''", ", client_id: "])
+def test_without_a_client_id_one_warning_says_that_sessions_are_not_durable(client_id: str) -> None:
+    config = _config(
+        f"mqtt: {{host: h{client_id}}}\nkafka: {{}}\nforwarding: [{{name: n, mqtt: {{topic: a}}, "
+        "kafka: {topic: k}}]\n"
+    )
+
+    [warning] = config.warnings
+    assert "not durable" in warning
+
+
+def test_the_options_own_warnings_are_passed_on() -> None:
+    config = _config(
+        "mqtt: {host: h, client_id: c}\nkafka:\n  port: 1\n  config: {retries: 3, bootstrap.servers: b}\n"
+        "forwarding: [{name: n, mqtt: {topic: a}, kafka: {topic: k}}]\n"
+    )
+
+    assert config.kafka.address == "b"
+    assert [warning.rsplit(": ", 1)[-1] for warning in config.warnings] == [
+        "retries",
+        "bootstrap.servers wins over kafka.bootstrap_server and kafka.port",
+    ]
+
+
+def test_the_digest_is_of_what_is_written_not_of_the_environment() -> None:
+    entry = "forwarding: [{name: '${N}', mqtt: {topic: a}, kafka: {topic: k}}]\n"
+    same = "# moved\n" + _SECTIONS + "forwarding:\n - kafka: {topic: k}\n   name: ${N}\n   mqtt:\n     topic: 'a'\n"
+
+    [one], [other], [moved] = (
+        _config(_SECTIONS + entry, N="one").forwarding,
+        _config(_SECTIONS + entry, N="other").forwarding,
+        _config(same, N="one").forwarding,
+    )
+    [changed] = _config(_SECTIONS + entry.replace("topic: a", "topic: b"), N="one").forwarding
+    assert one.digest == other.digest == moved.digest
+    assert len(one.digest) == 64
+    assert changed.digest != one.digest
+
+
+def _unreadable(path: Path) -> str:
+    with pytest.raises(ConfigError) as refused:
+        load_config(path, {})
+    return str(refused.value).removeprefix(str(path))
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    assert _unreadable(tmp_path / "none.yaml") == ": can't be read: No such file or directory"
+    assert _unreadable(tmp_path) == ": can't be read: Is a directory"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.touch(mode=0)
+    assert _unreadable(file) == ": can't be read: Permission denied"
+
+
+def test_a_file_that_is_not_utf8_or_too_large_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes(b"mqtt:\n  host: \xff\n")
+    assert _unreadable(file) == ":2: is not UTF-8"
+    file.write_bytes(b"#" * (1024 * 1024 + 1))
+    assert _unreadable(file) == ": is larger than 1048576 bytes"
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(_SECTIONS, encoding="utf-8-sig")
+    assert load_config(file, {}).mqtt.host == "h"
