@@ -39,6 +39,7 @@ def upgrade() -> None:
         sa.Column("held_qos2", sa.Boolean(), nullable=False),
         sa.Column("removal_pending", sa.Boolean(), nullable=False),
         sa.Column("clean_start", sa.Boolean(), nullable=False),
+        sa.Column("last_identifier", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("client_id"),
     )
     op.create_index("ix_session_mapping", "session", ["mapping"])

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,40 +27,54 @@ class Delivery(Protocol):
     """What the window needs to know of a message."""
 
     @property
-    def topic(self) -> str: ...
+    def topic(self) -> str:
+        """The MQTT topic."""
+
     @property
-    def payload(self) -> bytes: ...
+    def payload(self) -> bytes:
+        """The payload."""
+
     @property
-    def qos(self) -> int: ...
+    def qos(self) -> int:
+        """The QoS it was delivered with."""
+
     @property
-    def packet_id(self) -> int | None: ...
+    def packet_id(self) -> int | None:
+        """The packet id; None at QoS 0."""
+
+
+M = TypeVar("M", bound=Delivery)
 
 
 @dataclass(slots=True, eq=False)
-class Arrival:
-    """Messages that arrived together on one connection. `open_parts` counts what Kafka has not confirmed yet."""
+class Arrival(Generic[M]):
+    """Messages that arrived together on one connection, at `at` seconds by the caller's clock.
 
-    messages: Sequence[Delivery]
+    `open_parts` counts what Kafka has not confirmed yet.
+    """
+
+    messages: Sequence[M]
     size: int
+    at: float
     open_parts: int = 1  # the caller's own hold, until every part is handed over
-    heirs: list[Arrival] = field(default_factory=list)
+    heirs: list[Arrival[M]] = field(default_factory=list)
 
 
 @dataclass(slots=True, frozen=True)
-class _Candidate:
-    arrival: Arrival
+class _Candidate(Generic[M]):
+    arrival: Arrival[M]
     topic: str
     qos: int
     digest: bytes
 
 
-class AckWindow:
+class AckWindow(Generic[M]):
     """The messages of one MQTT session between their receipt and their acknowledgement."""
 
     def __init__(self) -> None:
-        self._order: deque[Arrival] = deque()
-        self._candidates: dict[int, _Candidate] = {}
-        self._orphans: set[Arrival] = set()
+        self._order: deque[Arrival[M]] = deque()
+        self._candidates: dict[int, _Candidate[M]] = {}
+        self._orphans: set[Arrival[M]] = set()
         self.held = 0
 
     @property
@@ -74,18 +88,19 @@ class AckWindow:
         return not self._order and not self._orphans
 
     @property
-    def pending(self) -> bool:
-        """Whether something waits for Kafka."""
-        return bool(self._orphans) or any(arrival.open_parts for arrival in self._order)
+    def oldest_pending(self) -> float | None:
+        """When the oldest message that waits for Kafka arrived; None if none waits."""
+        first = next((arrival.at for arrival in self._order if arrival.open_parts), None)
+        return min((arrival.at for arrival in self._orphans), default=first)
 
-    def arrive(self, messages: Sequence[Delivery], size: int) -> Arrival:
+    def arrive(self, messages: Sequence[M], size: int, at: float) -> Arrival[M]:
         """Take in messages that hold `size` bytes; the caller owns one part, and ends it with `confirm`."""
-        arrival = Arrival(messages, size)
+        arrival = Arrival(messages, size, at)
         self._order.append(arrival)
         self.held += size
         return arrival
 
-    def confirm(self, arrival: Arrival) -> None:
+    def confirm(self, arrival: Arrival[M]) -> None:
         """One part of the arrival is in Kafka (or its dead letter topic, or dropped by rule)."""
         waiting = [arrival]
         while waiting:
@@ -98,7 +113,7 @@ class AckWindow:
                     self._orphans.discard(current)
                     self.held -= current.size
 
-    def due(self) -> list[Arrival]:
+    def due(self) -> list[Arrival[M]]:
         """The arrivals that may be acknowledged now, in receive order; they leave the window."""
         due = []
         order = self._order
@@ -144,7 +159,7 @@ class AckWindow:
             self.held -= arrival.size
         self._orphans.clear()
 
-    def claim(self, message: Delivery) -> Arrival | None:
+    def claim(self, message: M) -> Arrival[M] | None:
         """The earlier delivery that this redelivery (DUP = 1, session present = 1) repeats, or None.
 
         Packet id, topic, payload and QoS must equal those of a delivery whose acknowledgement was never written, and
@@ -164,7 +179,7 @@ class AckWindow:
         return candidate.arrival
 
     @staticmethod
-    def inherit(arrival: Arrival, origin: Arrival) -> None:
+    def inherit(arrival: Arrival[M], origin: Arrival[M]) -> None:
         """Make `arrival` wait for `origin`, whose messages it repeats."""
         if origin.open_parts and arrival not in origin.heirs:
             origin.heirs.append(arrival)

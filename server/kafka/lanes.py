@@ -25,7 +25,7 @@ _ROOM_FOR_KEY_AND_HEADERS = 200_000
 class Chunk:
     """The records of one arrival that go to one partition. Those before `start` are built or done."""
 
-    arrival: Arrival
+    arrival: Arrival[Any]
     entries: Sequence[Entry]
     number: int
     dead_letter: bool = False

@@ -95,7 +95,7 @@ class Sink:
     """Writes the records of one mapping."""
 
     def __init__(
-        self, cluster: Cluster, mapping: Mapping, window: AckWindow, outcomes: Outcomes, random: Callable[[], float]
+        self, cluster: Cluster, mapping: Mapping, window: AckWindow[Any], outcomes: Outcomes, random: Callable[[], float]
     ) -> None:
         self._cluster = cluster
         self._mapping = mapping
@@ -136,7 +136,7 @@ class Sink:
 
     # --- records in -------------------------------------------------------------------------------------------------
 
-    def add(self, arrival: Arrival, messages: Sequence[Delivery]) -> None:
+    def add(self, arrival: Arrival[Any], messages: Sequence[Delivery]) -> None:
         """Take messages of one arrival, in receive order. Opens parts of the arrival; never blocks."""
         self._number += 1
         self.unconfirmed += len(messages)
@@ -446,7 +446,7 @@ class Sink:
             lane.queue.popleft()
         self._finish(chunk, 1)
 
-    def _unmappable(self, arrival: Arrival, message: Delivery, detail: str) -> None:
+    def _unmappable(self, arrival: Arrival[Any], message: Delivery, detail: str) -> None:
         arrival.open_parts += 1
         if self._resolve_poison(arrival, message, message.topic.encode(), Reason("not_mappable", detail)):
             self._window.confirm(arrival)
@@ -455,7 +455,7 @@ class Sink:
         else:
             self._stuck.append(message)
 
-    def _resolve_poison(self, arrival: Arrival, message: Delivery, key: bytes | None, reason: Reason) -> bool:
+    def _resolve_poison(self, arrival: Arrival[Any], message: Delivery, key: bytes | None, reason: Reason) -> bool:
         """Whether the message is out of the way: dropped, or on its way as a dead letter."""
         policy = self._mapping.on_poison
         if policy is OnPoison.STOP:
@@ -473,7 +473,7 @@ class Sink:
         self._write_dead_letter(arrival, message, key, reason)
         return True
 
-    def _write_dead_letter(self, arrival: Arrival, message: Delivery, key: bytes | None, reason: Reason) -> None:
+    def _write_dead_letter(self, arrival: Arrival[Any], message: Delivery, key: bytes | None, reason: Reason) -> None:
         name = self._mapping.dead_letter_topic
         if name is None:
             raise RuntimeError(f"mapping {self._mapping.name!r} has no dead letter topic")

@@ -119,11 +119,15 @@ class Connection(Protocol):
     def granted(self) -> Granted: ...
 
     @property
+    def is_open(self) -> bool:
+        """Whether acknowledgements can still be written."""
+
+    @property
     def ended(self) -> asyncio.Future[Ended]:
         """Done as soon as the connection is gone, for whatever reason."""
 
     def acknowledge(self, messages: Sequence[Message]) -> None:
-        """Write PUBACK or PUBREC for these, in this order; nothing if the connection is gone."""
+        """Write PUBACK or PUBREC for these, in this order; only while the connection is open."""
 
     def pause_reading(self) -> None:
         """Leave bytes in the socket, so that the broker feels the back-pressure."""

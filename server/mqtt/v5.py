@@ -117,6 +117,11 @@ class Connection(asyncio.Protocol):
             raise RuntimeError("the broker has not accepted this connection yet")
         return self._granted
 
+    @property
+    def is_open(self) -> bool:
+        """Whether acknowledgements can still be written."""
+        return self._granted is not None and self._ending is None
+
     async def accepted(self) -> None:
         """Wait for the broker's CONNACK.
 
@@ -221,9 +226,7 @@ class Connection(asyncio.Protocol):
     # --- what the forwarder asks for --------------------------------------------------------------------------------
 
     def acknowledge(self, messages: Sequence[Message]) -> None:
-        """Write PUBACK or PUBREC for these, in this order; nothing if the connection is gone."""
-        if self._transport is None or self._ending is not None:
-            return
+        """Write PUBACK or PUBREC for these, in this order; only while the connection is open."""
         puback = mqtt5.PubAckPacket
         unreleased = self._request.unreleased
         acks: list[bytes] = []
@@ -237,7 +240,7 @@ class Connection(asyncio.Protocol):
                 unreleased.add(packet_id)
                 acks.append(mqtt5.PubRecPacket(packet_id).write())
         if acks:
-            self._transport.write(b"".join(acks))
+            self._write(b"".join(acks))
 
     def pause_reading(self) -> None:
         """Leave bytes in the socket, so that the broker feels the back-pressure."""

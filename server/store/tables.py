@@ -89,6 +89,7 @@ class SessionRow(SQLModel, table=True):
     held_qos2: bool
     removal_pending: bool
     clean_start: bool
+    last_identifier: int = 0
 
     @classmethod
     def of(cls, session: Session) -> "SessionRow":
@@ -97,11 +98,14 @@ class SessionRow(SQLModel, table=True):
             client_id=session.client_id,
             mapping=session.mapping,
             protocol=session.protocol,
-            subscriptions=[[each.topic_filter, each.qos, each.identifier] for each in session.subscriptions],
+            subscriptions=[
+                [each.topic_filter, each.qos, each.identifier, each.granted] for each in session.subscriptions
+            ],
             established=session.established,
             held_qos2=session.held_qos2,
             removal_pending=session.removal_pending,
             clean_start=session.clean_start,
+            last_identifier=session.last_identifier,
         )
 
     def session(self) -> Session:
@@ -115,6 +119,7 @@ class SessionRow(SQLModel, table=True):
             held_qos2=self.held_qos2,
             removal_pending=self.removal_pending,
             clean_start=self.clean_start,
+            last_identifier=self.last_identifier,
         )
 
 

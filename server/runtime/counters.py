@@ -1,0 +1,44 @@
+"""Plain counters of one mapping, collected when somebody asks; and rates from samples of them."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+RATE_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the messages since the process started. `received` counts a message once."""
+
+    received: int = 0
+    delivered: int = 0
+    deduplicated: int = 0
+    dead_lettered: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    reconnects: int = 0
+    sessions_lost: int = 0
+
+
+class Rates:
+    """Messages per second over the last RATE_SECONDS, from samples taken about once a second."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int, int]] = deque()
+
+    def sample(self, now: float, tally: Tally) -> None:
+        """Take a sample at `now` (monotonic seconds)."""
+        self._samples.append((now, tally.received, tally.delivered))
+        while len(self._samples) > 1 and now - self._samples[0][0] > RATE_SECONDS:
+            self._samples.popleft()
+
+    def per_second(self) -> tuple[float, float]:
+        """Received and delivered per second."""
+        if not self._samples:
+            return 0.0, 0.0
+        first, last = self._samples[0], self._samples[-1]
+        seconds = last[0] - first[0]
+        if seconds <= 0:
+            return 0.0, 0.0
+        return (last[1] - first[1]) / seconds, (last[2] - first[2]) / seconds

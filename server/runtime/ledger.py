@@ -1,0 +1,85 @@
+"""The rows of a mapping's MQTT sessions, usable while the store is away: the store is never in the data path."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from server.store.errors import StoreUnavailableError
+
+if TYPE_CHECKING:
+    from server.core.subscription import Session
+    from server.store.store import Store
+
+_log = structlog.get_logger()
+
+
+class Ledger:
+    """Sessions by client id. What the store did not take is kept and written by `flush`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._rows: dict[str, Session] = {}
+        self._unsaved: dict[str, Session | None] = {}
+        self._changes = 0
+
+    async def load(self) -> None:
+        """Read all rows, once, before anything runs.
+
+        Raises:
+            StoreUnavailableError: the store can't be read.
+        """
+        self._rows = {row.client_id: row for row in await self._store.sessions()}
+
+    async def refresh(self) -> None:
+        """Take over what the API changed: removals asked for, and removals cancelled.
+
+        Raises:
+            StoreUnavailableError: the store can't be read.
+        """
+        await self.flush()
+        seen = self._changes
+        rows = {row.client_id: row for row in await self._store.sessions()}
+        if not self._unsaved and seen == self._changes:  # else what was read is older than what we know
+            self._rows = rows
+
+    def session(self, client_id: str) -> Session | None:
+        """The row of this client id."""
+        return self._rows.get(client_id)
+
+    def of_mapping(self, mapping: str) -> list[Session]:
+        """The sessions of a mapping, those to be removed left out."""
+        return [row for row in self._rows.values() if row.mapping == mapping and not row.removal_pending]
+
+    def removals(self) -> list[Session]:
+        """The sessions to be ended at the broker."""
+        return [row for row in self._rows.values() if row.removal_pending]
+
+    async def save(self, row: Session) -> None:
+        """Remember the row, in the store as soon as it can be reached."""
+        self._changes += 1
+        self._rows[row.client_id] = row
+        self._unsaved[row.client_id] = row
+        await self.flush()
+
+    async def forget(self, client_id: str) -> None:
+        """The session does not exist any more."""
+        self._changes += 1
+        self._rows.pop(client_id, None)
+        self._unsaved[client_id] = None
+        await self.flush()
+
+    async def flush(self) -> None:
+        """Write what the store has not taken yet."""
+        for client_id, row in list(self._unsaved.items()):
+            try:
+                if row is None:
+                    await self._store.forget_session(client_id)
+                else:
+                    await self._store.save_session(row)
+            except StoreUnavailableError as error:
+                _log.warning("session_not_saved", client_id=client_id, error=str(error))
+                return
+            if self._unsaved.get(client_id) is row:
+                del self._unsaved[client_id]

@@ -1,0 +1,360 @@
+"""The MQTT session of one mapping: connect, subscribe what is wanted, stay connected, come back.
+
+The row of the session is written before the broker is asked for anything, so that after a crash no filter and no
+session is forgotten (design.md, 2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from server.core.backoff import Backoff
+from server.core.lifecycle import Reason
+from server.core.subscription import CopyFilter, Session, plan_subscriptions
+from server.core.topics import any_overlap
+from server.mqtt.negotiate import Negotiation
+from server.mqtt.port import ConnectionEndedError, Ended, SessionRequest, SubscriptionRefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from server.core.connections import MqttConnection
+    from server.core.mapping import Mapping as MappingSpec
+    from server.core.subscription import WireProtocol
+    from server.mqtt.port import Connection, Connector, Granted, Message
+    from server.runtime.counters import Tally
+    from server.runtime.intake import Intake
+    from server.runtime.ledger import Ledger
+
+_log = structlog.get_logger()
+
+SAME_MALFORMED_PACKETS = 5
+_QUIET_SECONDS = 1.0
+_QOS_2 = 2
+
+
+class SessionStoppedError(Exception):
+    """Only an operator can mend this."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.detail)
+        self.reason = reason
+
+
+class SessionEvents(Protocol):
+    """Who hears about the session."""
+
+    def mqtt_trouble(self, reason: Reason | None) -> None:
+        """Not subscribed, and why; None when it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """The MQTT broker and how to connect to it."""
+
+    connection: MqttConnection
+    connectors: Mapping[WireProtocol, Connector]
+
+
+@dataclass(slots=True)
+class SessionMemory:
+    """What a mapping's sessions are remembered by while the process lives, over pauses and changes.
+
+    `unreleased` holds per client id the QoS 2 packet ids that were answered with PUBREC and not released.
+    """
+
+    unreleased: dict[str, set[int]] = field(default_factory=dict)
+    negotiations: dict[str, Negotiation] = field(default_factory=dict)
+
+
+class MqttSession:
+    """Keeps one mapping's session."""
+
+    def __init__(
+        self,
+        spec: MappingSpec,
+        broker: Broker,
+        ledger: Ledger,
+        intake: Intake,
+        tally: Tally,
+        memory: SessionMemory,
+        events: SessionEvents,
+        random: Callable[[], float],
+    ) -> None:
+        self._spec = spec
+        self._broker = broker
+        self._ledger = ledger
+        self._intake = intake
+        self._tally = tally
+        self._memory = memory
+        self._events = events
+        self._backoff = Backoff(random)
+        self._malformed: tuple[bytes, int] = (b"", 0)
+        self._connections = 0
+        self.client_id = spec.client_id(broker.connection.client_id)
+        self.connection: Connection | None = None
+        self.granted: Granted | None = None
+        self.granted_qos: dict[str, int] = {}
+
+    @property
+    def durable(self) -> bool:
+        """Whether the broker keeps messages for us while we are away."""
+        return bool(self.client_id)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What an operator should know although it works."""
+        found = []
+        granted = self.granted
+        if not self.durable:
+            found.append("no client_id: the session is not durable, messages are lost while disconnected")
+        if granted is None:
+            return found
+        if granted.protocol == "3.1.1" and self._spec.mqtt.qos == _QOS_2:
+            found.append("QoS 2 is capped at 1 over MQTT 3.1.1: delivery stays at least once")
+        if not granted.subscription_identifiers and any_overlap(self._spec.mqtt.filters):
+            found.append("filters overlap and the broker has no subscription identifiers: duplicates are possible")
+        lower = {name: qos for name, qos in self.granted_qos.items() if qos < self._qos(granted.protocol)}
+        if lower:
+            listed = ", ".join(f"{name!r}: {qos}" for name, qos in lower.items())
+            found.append(f"the broker granted a lower QoS than asked for: {listed}")
+        if self.durable and granted.session_expiry is not None and granted.session_expiry < self._expiry:
+            found.append(
+                f"the broker keeps the session for {granted.session_expiry} s instead of {self._expiry} s: "
+                "a longer absence loses messages"
+            )
+        return found
+
+    @property
+    def _expiry(self) -> int:
+        return self._broker.connection.session_expiry if self.durable else 0
+
+    def _qos(self, protocol: WireProtocol) -> int:
+        return min(self._spec.mqtt.qos, 1) if protocol == "3.1.1" else self._spec.mqtt.qos
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Stay connected until cancelled. The connection, if there is one, is left to the caller.
+
+        Raises:
+            SessionStoppedError: only an operator can mend it.
+        """
+        while True:
+            try:
+                await self._retire_former_sessions()
+                ended = await self._connected_once()
+            except ConnectionEndedError as error:
+                ended = error.ended
+            except SubscriptionRefusedError as error:
+                await self._leave()
+                ended = Ended(error.reason)
+            self._lost(ended)
+            at_once = self._negotiation(self.client_id).refused(ended)
+            self._check_malformed(ended)
+            self._events.mqtt_trouble(ended.reason)
+            if not at_once:
+                await asyncio.sleep(
+                    self._backoff.after_takeover() if ended.takeover else self._backoff.next_delay()
+                )
+
+    async def _connected_once(self) -> Ended:
+        row = self._row(self.client_id)
+        await self._connect(row, self._spec.mqtt.receive_maximum)
+        await self._subscribe(row)
+        self._backoff.reset()
+        self._events.mqtt_trouble(None)
+        if self.connection is None:
+            raise RuntimeError("connected without a connection")
+        return await self.connection.ended
+
+    def _row(self, client_id: str) -> Session:
+        return self._ledger.session(client_id) or Session(client_id, self._spec.name)
+
+    def _negotiation(self, client_id: str) -> Negotiation:
+        negotiation = self._memory.negotiations.get(client_id)
+        if negotiation is None:
+            row = self._ledger.session(client_id)
+            worked = row.protocol if row is not None and row.established else None
+            negotiation = Negotiation(self._broker.connection.protocol, worked_over=worked)
+            self._memory.negotiations[client_id] = negotiation
+        return negotiation
+
+    async def _connect(self, row: Session, receive_maximum: int) -> None:
+        """Connect the session of this row and read from it; the row is written first."""
+        negotiation = self._negotiation(row.client_id)
+        protocol = negotiation.choice
+        if protocol == "3.1.1" and row.held_qos2 and row.established and not row.clean_start:
+            negotiation.prefer_five()
+            raise ConnectionEndedError(
+                Ended(
+                    Reason(
+                        "mqtt_qos2_session",
+                        f"the session {row.client_id!r} may hold QoS 2 messages, which can't be resumed over MQTT "
+                        "3.1.1 without loss; let it drain over MQTT 5, or pause the mapping and call reset-session",
+                    )
+                )
+            )
+        if row.client_id:
+            await self._ledger.save(row)
+        unreleased = self._memory.unreleased.setdefault(row.client_id, set())
+        request = SessionRequest(
+            broker=self._broker.connection,
+            client_id=row.client_id,
+            clean_start=row.clean_start or not row.client_id,
+            session_expiry=self._expiry if row.client_id else 0,
+            receive_maximum=receive_maximum,
+            unreleased=unreleased,
+        )
+        receiver = _Receiver(self, row, unreleased)
+        self.connection = await self._broker.connectors[protocol].connect(request, receiver)
+        negotiation.accepted()
+        self._connections += 1
+        if self._connections > 1:
+            self._tally.reconnects += 1
+
+    def connected(self, connection: Connection, row: Session, unreleased: set[int]) -> None:
+        """The broker accepted: from now on messages may come, before anything is subscribed."""
+        self.connection, self.granted = connection, connection.granted
+        if row.established and not row.clean_start and not connection.granted.session_present and row.client_id:
+            self._tally.sessions_lost += 1
+            _log.warning("session_lost", mapping=self._spec.name, client_id=row.client_id)
+        self._intake.copies = CopyFilter(row.subscriptions)
+        self._intake.attach(connection, unreleased)
+
+    async def _subscribe(self, row: Session) -> None:
+        """Subscribe what is wanted and unsubscribe what is gone, if anything differs from what the session has."""
+        connection = self.connection
+        if connection is None:
+            raise RuntimeError("subscribing without a connection")
+        granted = connection.granted
+        plan = plan_subscriptions(
+            row if granted.session_present else row.ended(),
+            self._spec.mqtt.filters,
+            qos=self._qos(granted.protocol),
+            protocol=granted.protocol,
+            identifiers=granted.subscription_identifiers,
+        )
+        if row.client_id and plan.during != row:
+            await self._ledger.save(plan.during)
+        answers = await connection.subscribe(plan.subscribe) if plan.subscribe else {}
+        if plan.unsubscribe:
+            await connection.unsubscribe(plan.unsubscribe)
+        reached = plan.reached(answers)
+        if row.client_id and reached != plan.during:
+            await self._ledger.save(reached)
+        self._intake.copies = CopyFilter(reached.subscriptions)
+        self.granted_qos = {
+            each.topic_filter: each.granted for each in reached.subscriptions if each.granted is not None
+        }
+
+    def _lost(self, ended: Ended) -> None:
+        self.connection = None
+        self._intake.detach(takeover=ended.takeover)
+
+    async def _leave(self) -> None:
+        if self.connection is not None:
+            await self.connection.leave()
+
+    def _check_malformed(self, ended: Ended) -> None:
+        if ended.malformed is None:
+            return
+        sample, times = self._malformed
+        times = times + 1 if sample == ended.malformed else 1
+        self._malformed = (ended.malformed, times)
+        if times >= SAME_MALFORMED_PACKETS:
+            raise SessionStoppedError(
+                Reason(
+                    "mqtt_malformed_packet",
+                    f"{ended.reason.detail}; the same packet came {times} times in a row, so the broker will not get "
+                    "past it: remove it there, or reset the session",
+                )
+            )
+
+    # --- a client id that changed -----------------------------------------------------------------------------------
+
+    async def _retire_former_sessions(self) -> None:
+        """Bring what the broker queued under former client ids to Kafka, and end those sessions (design.md, 2).
+
+        The new session is subscribed first, so that nothing falls between the two.
+        """
+        former = [row for row in self._ledger.of_mapping(self._spec.name) if row.client_id != self.client_id]
+        if not former:
+            return
+        if self.client_id:
+            row = self._row(self.client_id)
+            await self._connect(row, 1)
+            self._intake.detach(takeover=False)
+            await self._subscribe(row)
+            await self._leave()
+            self._lost(_LEFT)
+        for row in former:
+            self._intake.window.forget_candidates()  # packet ids of another session
+            await self._drain_former(row)
+            await end_session(self._broker, row, self._negotiation(row.client_id).choice)
+            await self._ledger.forget(row.client_id)
+            self._memory.unreleased.pop(row.client_id, None)
+            self._memory.negotiations.pop(row.client_id, None)
+            _log.info("former_session_ended", mapping=self._spec.name, client_id=row.client_id)
+
+    async def _drain_former(self, row: Session) -> None:
+        await self._connect(row, self._spec.mqtt.receive_maximum)
+        connection = self.connection
+        if connection is None:
+            raise RuntimeError("draining without a connection")
+        if row.subscriptions:
+            await connection.unsubscribe([each.topic_filter for each in row.subscriptions])
+            await self._ledger.save(replace(row, subscriptions=()))
+        received = -1
+        while received != self._tally.received or not self._intake.window.is_empty:
+            received = self._tally.received
+            await asyncio.wait([connection.ended], timeout=_QUIET_SECONDS)
+            if connection.ended.done():
+                raise ConnectionEndedError(connection.ended.result())
+        await self._leave()
+        self._lost(_LEFT)
+
+
+_LEFT = Ended(Reason("mqtt_left", "left by this side"))
+
+
+@dataclass(slots=True)
+class _Receiver:
+    """What a connection of this session talks to."""
+
+    session: MqttSession
+    row: Session
+    unreleased: set[int]
+
+    def connected(self, connection: Connection) -> None:
+        self.session.connected(connection, self.row, self.unreleased)
+
+    def received(self, messages: Sequence[Message], size: int) -> None:
+        self.session.received(messages, size)
+
+
+async def end_session(broker: Broker, row: Session, protocol: WireProtocol) -> None:
+    """End a session at the broker: a clean start with expiry 0, and leave (design.md, 3).
+
+    Raises:
+        ConnectionEndedError: the broker is away or refuses.
+    """
+    request = SessionRequest(
+        broker=broker.connection, client_id=row.client_id, clean_start=True, session_expiry=0, receive_maximum=1
+    )
+    connection = await broker.connectors[protocol].connect(request, _Nobody())
+    await connection.leave()
+
+
+class _Nobody:
+    """Receives nothing: a session that is ended has no messages."""
+
+    def connected(self, connection: Connection) -> None:
+        """Nothing to prepare."""
+
+    def received(self, messages: Sequence[Message], size: int) -> None:
+        """Nothing is taken, nothing acknowledged."""
