@@ -58,7 +58,11 @@ def create_api(
     install_failures(app)
 
     authorized = [Depends(BearerToken(token))] if token else []
-    api = APIRouter(prefix=API, dependencies=[*authorized, Depends(started)])
+    api = APIRouter(
+        prefix=API,
+        dependencies=[*authorized, Depends(started)],
+        responses=problems.documented(*(["unauthorized"] if token else []), "not-started"),
+    )
     for part in (mappings, actions, preview, config_export, events):
         api.include_router(part.router)
     app.include_router(api)

@@ -21,7 +21,7 @@ from server.store.store import StoredMapping
 
 router = APIRouter(prefix="/mappings", tags=["mappings"])
 
-_READ = documented("mapping-not-found", "unauthorized", "store-unavailable")
+_READ = documented("mapping-not-found", "store-unavailable")
 _CREATE = documented(
     "malformed-json", "name-taken", "body-too-large", "unsupported-media-type", "invalid", "store-unavailable"
 )

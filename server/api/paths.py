@@ -31,7 +31,7 @@ class EncodedPaths:
 
 
 def _decoded(
-    name: Annotated[str, Path(description='percent-encoded; "/" is %2F', examples=["plant%2Fhall-1"])],
+    name: Annotated[str, Path(description='percent-encoded; "/" is %2F', examples=["plant"])],
 ) -> str:
     try:
         return unquote(name, errors="strict")

@@ -109,9 +109,11 @@ async def preview(request: Request) -> Preview:
     """Tell which Kafka record a message would become, or why it would not; nothing is sent or stored."""
     asked = parse(PreviewRequest, await read_json(request))
     mapping, message = asked.mapping, asked.message
-    if not any(matches(topic_filter, message.topic) for topic_filter in mapping.mqtt.filters):
-        filters = ", ".join(repr(topic_filter) for topic_filter in mapping.mqtt.filters)
-        return Preview(matched=False, why=f"the topic {message.topic!r} matches none of {filters}")
+    # Not mqtt.filters: leaving out the covered ones takes quadratic time and changes no answer.
+    filters = [mapping.mqtt.topic] if isinstance(mapping.mqtt.topic, str) else mapping.mqtt.topic
+    if not any(matches(topic_filter, message.topic) for topic_filter in filters):
+        wanted = ", ".join(repr(topic_filter) for topic_filter in filters)
+        return Preview(matched=False, why=f"the topic {message.topic!r} matches none of {wanted}")
     try:
         record = _record(mapping, message)
     except NotMappableError as error:

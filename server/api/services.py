@@ -49,10 +49,10 @@ class BearerToken:
         self._token = token.encode()
 
     async def __call__(self, given: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]) -> None:
-        """Compare in constant time.
+        """Compare in constant time, and as bytes: Starlette reads headers as Latin-1.
 
         Raises:
             ProblemError: 401.
         """
-        if given is None or not secrets.compare_digest(given.credentials.encode(), self._token):
+        if given is None or not secrets.compare_digest(given.credentials.encode("latin-1"), self._token):
             raise ProblemError("unauthorized", headers={"www-authenticate": "Bearer"})

@@ -1,0 +1,165 @@
+"""The parts around the mappings: probes, metrics, the token, events, the export, OpenAPI."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from server.api.application import create_api
+from server.runtime.health import Health, Stuck
+from tests.unit.api_under_test import MAPPINGS, Api, FakeRuntime, api_under_test, document, problem
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+PROBES = ["/livez", "/health", "/startupz", "/readyz", "/healthz/forwarding"]
+WELL = Health(started=True, supervisor_running=True)
+WAITING = Health(started=False, supervisor_running=False, waiting_for="the store's lock is held by pid 12")
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Api]:
+    async with api_under_test(tmp_path) as running:
+        yield running
+
+
+async def verdict(api: Api, probe: str) -> tuple[int, list[str]]:
+    response = await api.http.get(probe)
+    assert response.headers["cache-control"] == "no-store"
+    assert response.json()["status"] == ("ok" if response.status_code == 200 else "unavailable")
+    return response.status_code, response.json()["reasons"]
+
+
+@pytest.mark.parametrize("probe", PROBES)
+async def test_a_well_service_passes_every_probe_without_asking_the_store(api: Api, probe: str) -> None:
+    await api.store.close()
+    assert await verdict(api, probe) == (200, [])
+
+
+async def test_a_service_that_waits_for_its_store_is_alive_and_not_ready(api: Api) -> None:
+    api.runtime.facts = WAITING
+    assert (await verdict(api, "/livez"))[0] == (await verdict(api, "/health"))[0] == 200
+    for probe in ("/startupz", "/readyz"):
+        assert await verdict(api, probe) == (503, ["waiting: the store's lock is held by pid 12"])
+    assert await verdict(api, "/healthz/forwarding") == (200, [])
+
+
+async def test_a_service_that_starts_is_not_ready(api: Api) -> None:
+    api.runtime.facts = Health(started=False, supervisor_running=False)
+    assert await verdict(api, "/readyz") == (503, ["the service has not started yet"])
+
+
+async def test_nothing_but_probes_is_served_before_the_start(api: Api) -> None:
+    api.runtime.facts = WAITING
+    response = await api.http.post(MAPPINGS, json=document())
+    assert "pid 12" in problem(response, 503, "not-started")["detail"]
+    assert "retry-after" in response.headers
+    api.runtime.facts = Health(started=False, supervisor_running=False)
+    problem(await api.http.get("/api/v1/events"), 503, "not-started")
+    assert await api.store.mappings() == []
+
+
+async def test_readiness_tells_a_store_and_a_supervisor_that_are_gone(api: Api) -> None:
+    api.runtime.facts = Health(started=True, supervisor_running=False, store_error="disk full")
+    expected = ["the supervisor is not running", "the store does not answer: disk full"]
+    assert await verdict(api, "/readyz") == (503, expected)
+    assert await verdict(api, "/healthz/forwarding") == (503, expected[:1])
+    assert await verdict(api, "/livez") == (200, [])
+
+
+async def test_stuck_mappings_are_named_and_do_not_make_the_service_unready(api: Api) -> None:
+    api.runtime.facts = Health(
+        started=True, supervisor_running=True, stuck=(Stuck("a", "not running for 30 s"),), not_running=("a",)
+    )
+    assert await verdict(api, "/healthz/forwarding") == (503, ["mapping 'a': not running for 30 s"])
+    assert await verdict(api, "/readyz") == (200, [])
+
+
+async def test_strict_readiness_adds_the_mappings_that_should_run(tmp_path: Path) -> None:
+    async with api_under_test(tmp_path, ready_strict=True) as api:
+        assert await verdict(api, "/readyz") == (200, [])
+        api.runtime.facts = Health(started=True, supervisor_running=True, not_running=("a",))
+        assert await verdict(api, "/readyz") == (503, ["mapping 'a' is wanted running and is not"])
+
+
+async def test_metrics_have_prometheus_content_type(api: Api) -> None:
+    response = await api.http.get("/metrics")
+    assert response.text == "m 1\n"
+    assert response.headers["content-type"].startswith("text/plain; version=")
+
+
+async def test_the_root_leads_to_the_documentation(api: Api) -> None:
+    response = await api.http.get("/")
+    assert (response.status_code, response.headers["location"]) == (307, "/docs")
+    assert (await api.http.get("/docs")).status_code == 200
+
+
+@pytest.mark.parametrize("metrics_auth", [False, True])
+async def test_a_token_guards_the_api_and_never_the_probes(tmp_path: Path, metrics_auth: bool) -> None:
+    async with api_under_test(tmp_path, token="t0k€n", metrics_auth=metrics_auth) as api:
+        for given in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic dDprZW4="}):
+            response = await api.http.get(MAPPINGS, headers=given)
+            problem(response, 401, "unauthorized")
+            assert response.headers["www-authenticate"] == "Bearer"
+        assert (await api.http.get("/metrics")).status_code == (401 if metrics_auth else 200)
+        for probe in PROBES:
+            assert (await api.http.get(probe)).status_code == 200
+        right = {b"authorization": "Bearer t0k€n".encode()}
+        assert (await api.http.get(MAPPINGS, headers=right)).status_code == 200
+        assert (await api.http.get("/metrics", headers=right)).status_code == 200
+
+
+async def test_guarded_metrics_without_a_token_are_refused(api: Api) -> None:
+    with pytest.raises(ValueError, match="token"):
+        create_api(store=api.store, runtime=FakeRuntime(), ready_strict=False, metrics=lambda: b"", metrics_auth=True)
+
+
+async def test_events_come_newest_first_in_pages(api: Api) -> None:
+    for name in ("a", "b", "c"):
+        await api.create(name)
+    await api.http.delete(f"{MAPPINGS}/a")
+    first = (await api.http.get("/api/v1/events", params={"limit": 3})).json()
+    told = [(event["action"], event["mapping"], event["actor"]) for event in first["items"]]
+    assert told == [("delete", "a", "api"), ("create", "c", "api"), ("create", "b", "api")]
+    assert first["items"][0]["detail"]["client_id"] == "base-a"
+    assert first["items"][0]["at"].endswith("Z")
+    rest = (await api.http.get("/api/v1/events", params={"before": first["next_before"]})).json()
+    assert [event["mapping"] for event in rest["items"]] == ["a"]
+    assert rest["next_before"] is None
+
+
+@pytest.mark.parametrize("query", [{"limit": 0}, {"limit": 501}, {"before": 0}, {"before": 2**63}, {"before": "x"}])
+async def test_bad_event_pages_are_invalid(api: Api, query: dict[str, str | int]) -> None:
+    found = problem(await api.http.get("/api/v1/events", params=query), 422, "invalid")
+    assert [error["parameter"] for error in found["errors"]] == list(query)
+
+
+async def test_the_export_is_the_forwarding_section_by_name_with_pauses(api: Api) -> None:
+    await api.create("b", paused=True)
+    await api.create("a")
+    response = await api.http.get("/api/v1/config/export")
+    assert response.headers["content-type"] == "text/yaml; charset=utf-8"
+    exported = yaml.safe_load(response.text)["forwarding"]
+    assert [(entry["name"], entry.get("paused", False)) for entry in exported] == [("a", False), ("b", True)]
+
+
+async def test_openapi_documents_bodies_etags_and_problems(api: Api) -> None:
+    found = (await api.http.get("/openapi.json")).json()
+    schemas = found["components"]["schemas"]
+    assert {"Mapping", "PreviewRequest", "Problem", "FieldError", "MappingStatus"} <= set(schemas)
+    assert not {"HTTPValidationError", "ValidationError"} & set(schemas)
+    assert set(schemas["Mapping"]["required"]) == {"name", "mqtt", "kafka"}
+    put = found["paths"][f"{MAPPINGS}/{{name}}"]["put"]
+    assert put["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Mapping"}
+    assert {parameter["name"].lower() for parameter in put["parameters"]} == {"name", "if-match"}
+    assert {"200", "400", "404", "409", "412", "413", "415", "422", "503", "default"} == set(put["responses"])
+    assert list(put["responses"]["412"]["content"]) == ["application/problem+json"]
+    assert await api.http.get("/openapi.json")
+    text = str(found)
+    for name in text.split("#/components/schemas/")[1:]:
+        assert name.split("'")[0] in schemas
+    identifiers = [operation["operationId"] for path in found["paths"].values() for operation in path.values()]
+    assert len(identifiers) == len(set(identifiers))
