@@ -129,9 +129,7 @@ def _problems(errors: list[ErrorDetails], section: Table, base: Path, line: int)
         path = (*base, *inside)
         if error["type"] == "missing":
             path = (*path, error["loc"][-1])
-        found = messages.setdefault((at, path), [])
-        if (message := _message(error, node, path)) not in found:
-            found.append(message)
+        messages.setdefault((at, path), []).append(_message(error, node, path))
     # A list that is wrong inside is also "not a string" where a string would do; only the inner error helps.
     return [
         Problem(at, dotted(path), " or ".join(found))

@@ -235,6 +235,17 @@ def test_unknown_keys_with_null_are_still_unknown() -> None:
     ]
 
 
+def test_a_rule_that_is_broken_is_named() -> None:
+    entry = "forwarding:\n  - name: n\n    on_poison: dead_letter\n    mqtt: {topic: a#}\n    kafka: {topic: k}\n"
+
+    assert _lines(_SECTIONS + entry) == [
+        "config.yaml:6: forwarding[0].mqtt.topic: 'a#': '#' must stand alone in the last level, but level 1 is 'a#'"
+    ]
+    assert _lines(_SECTIONS + entry.replace("a#", "a")) == [
+        "config.yaml:4: forwarding[0]: on_poison: dead_letter needs a dead_letter_topic"
+    ]
+
+
 def test_names_and_client_ids_are_unique() -> None:
     assert _lines(
         _SECTIONS
