@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.core.topics import (
@@ -63,11 +63,25 @@ def test_matching_follows_the_examples_of_the_specification(topic_filter: str, t
     assert matches(topic_filter, topic) is expected
 
 
+@example("#", "$x/a")
+@example("+/#", "#")
+@example("a/#", "a")
+@example("a/b", "a")
+@example("a", "a/b")
+@example("a/+", "a/#")
+@example("a/+", "b/a")
 @given(topic_filters(), topic_filters())
 def test_a_filter_covers_another_exactly_if_it_matches_all_of_its_topics(wide: str, narrow: str) -> None:
     assert covers(wide, narrow) == (_matched(narrow) <= _matched(wide))
 
 
+@example("#", "$x/a")
+@example("+/#", "#")
+@example("a/#", "a")
+@example("a/b", "a")
+@example("a", "a/b")
+@example("a/+", "a/#")
+@example("a/+", "b/a")
 @given(topic_filters(), topic_filters())
 def test_filters_overlap_exactly_if_some_topic_matches_both(first: str, second: str) -> None:
     assert overlap(first, second) == bool(_matched(first) & _matched(second))
