@@ -47,7 +47,10 @@ async def _problem(_: Request, error: ProblemError) -> Response:
 
 async def _store_error(request: Request, error: StoreError) -> Response:
     problem = of_store_error(error)
-    if problem.kind.status >= 500:  # noqa: PLR2004 - the class of server errors
+    if problem.slug == "store-unavailable":
+        # Without a trace: while a disk is full every request ends here, and the message already says why.
+        _log.warning("the store is unavailable", method=request.method, path=request.url.path, reason=str(error))
+    elif problem.slug == "internal":
         _log.error("the store failed a request", method=request.method, path=request.url.path, exc_info=error)
     return problem.response()
 

@@ -13,7 +13,7 @@ from server.api.validation import parse
 from server.core.mapping import Mapping, OnPoison
 from server.core.record import compile_record, size_of
 from server.core.template import NotMappableError
-from server.core.topics import filter_error, matches
+from server.core.topics import matches, mqtt_string_error
 
 router = APIRouter(tags=["mappings"])
 
@@ -33,10 +33,12 @@ class PreviewMessage(BaseModel):
     @field_validator("topic")
     @classmethod
     def _publishable(cls, topic: str) -> str:
+        if not topic:
+            raise ValueError("a message's topic must not be empty")
         if "#" in topic or "+" in topic:
             raise ValueError("a message's topic can't have wildcards")
-        if not topic.startswith("$share/") and (error := filter_error(topic)):
-            raise ValueError(error.replace("topic filter", "topic"))
+        if error := mqtt_string_error(topic, "a message's topic"):
+            raise ValueError(error)
         return topic
 
     @field_validator("payload_base64")

@@ -80,6 +80,7 @@ async def test_a_message_that_can_not_be_mapped_is_told_with_what_happens_to_it(
         ({}, "/message/topic"),
         ({"topic": ""}, "/message/topic"),
         ({"topic": "a/#"}, "/message/topic"),
+        ({"topic": "a\0"}, "/message/topic"),
         ({"topic": "a", "qos": 3}, "/message/qos"),
         ({"topic": "a", "payload_base64": "%%"}, "/message/payload_base64"),
         ({"topic": "a", "payload": "x", "payload_base64": "eA=="}, "/message"),
