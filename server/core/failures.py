@@ -81,7 +81,7 @@ def kafka_failure(code: int | None, name: str, text: str, *, topic: str) -> Fail
 
 def _sentence(name: str, text: str) -> str:
     text = text.strip()
-    return f"{name}: {text}" if text and text != f"{name}:" and text != name else name
+    return f"{name}: {text}" if text not in {"", name, f"{name}:"} else name
 
 
 # MQTT 5.0, 3.2.2.2 (CONNACK) and 3.14.2.1 (DISCONNECT).

@@ -50,9 +50,7 @@ class Session:
 
     def ended(self) -> Session:
         """The same row after the session is known not to exist in the broker."""
-        return replace(
-            self, subscriptions=(), established=False, held_qos2=False, clean_start=False, last_identifier=0
-        )
+        return replace(self, subscriptions=(), established=False, held_qos2=False, clean_start=False, last_identifier=0)
 
 
 @dataclass(frozen=True, slots=True)

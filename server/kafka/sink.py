@@ -95,7 +95,13 @@ class Sink:
     """Writes the records of one mapping."""
 
     def __init__(
-        self, cluster: Cluster, mapping: Mapping, window: AckWindow[Any], outcomes: Outcomes, random: Callable[[], float]
+        self,
+        cluster: Cluster,
+        mapping: Mapping,
+        window: AckWindow[Any],
+        *,
+        outcomes: Outcomes,
+        random: Callable[[], float],
     ) -> None:
         self._cluster = cluster
         self._mapping = mapping

@@ -36,6 +36,11 @@ class Negotiation:
         if self._choice == "5":
             self._five_worked = True
 
+    def prefer_five(self) -> None:
+        """The session can't be used over 3.1.1: try MQTT 5 again, if that is allowed."""
+        if self._wanted == "auto":
+            self._choice = "5"
+
     def refused(self, ended: Ended) -> bool:
         """The attempt failed; True if the next one speaks another protocol and need not wait."""
         if self._wanted != "auto":

@@ -31,17 +31,28 @@ class Message(Protocol):
     """A message as received; `packet_id` is None at QoS 0."""
 
     @property
-    def topic(self) -> str: ...
+    def topic(self) -> str:
+        """The MQTT topic."""
+
     @property
-    def payload(self) -> bytes: ...
+    def payload(self) -> bytes:
+        """The payload."""
+
     @property
-    def qos(self) -> int: ...
+    def qos(self) -> int:
+        """The QoS it was delivered with."""
+
     @property
-    def packet_id(self) -> int | None: ...
+    def packet_id(self) -> int | None:
+        """The packet id; None at QoS 0."""
+
     @property
-    def duplicate(self) -> bool: ...
+    def duplicate(self) -> bool:
+        """Whether the broker marks it as a redelivery (DUP)."""
+
     @property
-    def subscription_ids(self) -> list[int]: ...
+    def subscription_ids(self) -> list[int]:
+        """The identifiers of the subscriptions it came through; empty without identifiers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +116,8 @@ class SessionRequest:
 class Receiver(Protocol):
     """Who takes what a connection reads."""
 
-    def connected(self, granted: Granted) -> None:
-        """The broker accepted; called before any message."""
+    def connected(self, connection: Connection) -> None:
+        """The broker accepted; called before any message is handed over."""
 
     def received(self, messages: Sequence[Message], size: int) -> None:
         """Messages in receive order that hold `size` bytes."""
@@ -116,7 +127,8 @@ class Connection(Protocol):
     """One MQTT connection of a session."""
 
     @property
-    def granted(self) -> Granted: ...
+    def granted(self) -> Granted:
+        """What the broker granted."""
 
     @property
     def is_open(self) -> bool:

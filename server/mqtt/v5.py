@@ -310,9 +310,7 @@ class Connection(asyncio.Protocol):
         self._pingresp = self._loop.create_future()
         self._transport.write(_PINGREQ)
         waiting: list[asyncio.Future[Any]] = [self._pingresp, self.ended]
-        await asyncio.wait(
-            waiting, timeout=LEAVE_PINGRESP_SECONDS, return_when=asyncio.FIRST_COMPLETED
-        )
+        await asyncio.wait(waiting, timeout=LEAVE_PINGRESP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if not self.ended.done():
             self._transport.write(_DISCONNECT)
             await asyncio.wait([self.ended], timeout=LEAVE_CLOSE_SECONDS)
@@ -366,7 +364,7 @@ class Connection(asyncio.Protocol):
             asked.unreleased.clear()
         if self._keep_alive:
             self._schedule_ping()
-        self._receiver.connected(self._granted)
+        self._receiver.connected(self)
         self._connack.set_result(None)
 
     def _on_pubrel(self, packet: mqtt5.PubRelPacket) -> None:

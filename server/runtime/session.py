@@ -35,6 +35,7 @@ _log = structlog.get_logger()
 SAME_MALFORMED_PACKETS = 5
 _QUIET_SECONDS = 1.0
 _QOS_2 = 2
+_LEFT = Ended(Reason("mqtt_left", "left by this side"))
 
 
 class SessionStoppedError(Exception):
@@ -77,6 +78,7 @@ class MqttSession:
     def __init__(
         self,
         spec: MappingSpec,
+        *,
         broker: Broker,
         ledger: Ledger,
         intake: Intake,
@@ -151,26 +153,22 @@ class MqttSession:
             except ConnectionEndedError as error:
                 ended = error.ended
             except SubscriptionRefusedError as error:
-                await self._leave()
+                await self.leave()
                 ended = Ended(error.reason)
             self._lost(ended)
             at_once = self._negotiation(self.client_id).refused(ended)
             self._check_malformed(ended)
             self._events.mqtt_trouble(ended.reason)
             if not at_once:
-                await asyncio.sleep(
-                    self._backoff.after_takeover() if ended.takeover else self._backoff.next_delay()
-                )
+                await asyncio.sleep(self._backoff.after_takeover() if ended.takeover else self._backoff.next_delay())
 
     async def _connected_once(self) -> Ended:
         row = self._row(self.client_id)
-        await self._connect(row, self._spec.mqtt.receive_maximum)
-        await self._subscribe(row)
+        connection = await self._connect(row, self._spec.mqtt.receive_maximum)
+        await self._subscribe(connection, row)
         self._backoff.reset()
         self._events.mqtt_trouble(None)
-        if self.connection is None:
-            raise RuntimeError("connected without a connection")
-        return await self.connection.ended
+        return await connection.ended
 
     def _row(self, client_id: str) -> Session:
         return self._ledger.session(client_id) or Session(client_id, self._spec.name)
@@ -184,8 +182,8 @@ class MqttSession:
             self._memory.negotiations[client_id] = negotiation
         return negotiation
 
-    async def _connect(self, row: Session, receive_maximum: int) -> None:
-        """Connect the session of this row and read from it; the row is written first."""
+    async def _connect(self, row: Session, receive_maximum: int, *, reading: bool = True) -> Connection:
+        """Connect the session of this row; the row is written first. Only when `reading` are its messages taken."""
         negotiation = self._negotiation(row.client_id)
         protocol = negotiation.choice
         if protocol == "3.1.1" and row.held_qos2 and row.established and not row.clean_start:
@@ -199,7 +197,7 @@ class MqttSession:
                     )
                 )
             )
-        if row.client_id:
+        if row.client_id and self._ledger.session(row.client_id) != row:
             await self._ledger.save(row)
         unreleased = self._memory.unreleased.setdefault(row.client_id, set())
         request = SessionRequest(
@@ -210,12 +208,13 @@ class MqttSession:
             receive_maximum=receive_maximum,
             unreleased=unreleased,
         )
-        receiver = _Receiver(self, row, unreleased)
-        self.connection = await self._broker.connectors[protocol].connect(request, receiver)
+        receiver = _Reading(self, row, unreleased) if reading else _Nobody()
+        connection = self.connection = await self._broker.connectors[protocol].connect(request, receiver)
         negotiation.accepted()
         self._connections += 1
         if self._connections > 1:
             self._tally.reconnects += 1
+        return connection
 
     def connected(self, connection: Connection, row: Session, unreleased: set[int]) -> None:
         """The broker accepted: from now on messages may come, before anything is subscribed."""
@@ -226,11 +225,12 @@ class MqttSession:
         self._intake.copies = CopyFilter(row.subscriptions)
         self._intake.attach(connection, unreleased)
 
-    async def _subscribe(self, row: Session) -> None:
+    def received(self, messages: Sequence[Message], size: int) -> None:
+        """Hand messages on."""
+        self._intake.received(messages, size)
+
+    async def _subscribe(self, connection: Connection, row: Session) -> None:
         """Subscribe what is wanted and unsubscribe what is gone, if anything differs from what the session has."""
-        connection = self.connection
-        if connection is None:
-            raise RuntimeError("subscribing without a connection")
         granted = connection.granted
         plan = plan_subscriptions(
             row if granted.session_present else row.ended(),
@@ -256,9 +256,11 @@ class MqttSession:
         self.connection = None
         self._intake.detach(takeover=ended.takeover)
 
-    async def _leave(self) -> None:
+    async def leave(self) -> None:
+        """Leave the connection, if there is one, as design.md says: every acknowledgement arrives, nothing is lost."""
         if self.connection is not None:
             await self.connection.leave()
+            self._lost(_LEFT)
 
     def _check_malformed(self, ended: Ended) -> None:
         if ended.malformed is None:
@@ -287,11 +289,9 @@ class MqttSession:
             return
         if self.client_id:
             row = self._row(self.client_id)
-            await self._connect(row, 1)
-            self._intake.detach(takeover=False)
-            await self._subscribe(row)
-            await self._leave()
-            self._lost(_LEFT)
+            connection = await self._connect(row, 1, reading=False)
+            await self._subscribe(connection, row)
+            await self.leave()
         for row in former:
             self._intake.window.forget_candidates()  # packet ids of another session
             await self._drain_former(row)
@@ -302,10 +302,7 @@ class MqttSession:
             _log.info("former_session_ended", mapping=self._spec.name, client_id=row.client_id)
 
     async def _drain_former(self, row: Session) -> None:
-        await self._connect(row, self._spec.mqtt.receive_maximum)
-        connection = self.connection
-        if connection is None:
-            raise RuntimeError("draining without a connection")
+        connection = await self._connect(row, self._spec.mqtt.receive_maximum)
         if row.subscriptions:
             await connection.unsubscribe([each.topic_filter for each in row.subscriptions])
             await self._ledger.save(replace(row, subscriptions=()))
@@ -315,16 +312,12 @@ class MqttSession:
             await asyncio.wait([connection.ended], timeout=_QUIET_SECONDS)
             if connection.ended.done():
                 raise ConnectionEndedError(connection.ended.result())
-        await self._leave()
-        self._lost(_LEFT)
-
-
-_LEFT = Ended(Reason("mqtt_left", "left by this side"))
+        await self.leave()
 
 
 @dataclass(slots=True)
-class _Receiver:
-    """What a connection of this session talks to."""
+class _Reading:
+    """Takes what a connection of this session reads."""
 
     session: MqttSession
     row: Session

@@ -13,7 +13,7 @@ from sqlalchemy.pool import StaticPool
 from sqlmodel import Session
 
 from server.store.errors import StoreError, StoreUnavailableError
-from server.store.location import FileIdentity, check_same, check_space, create_file
+from server.store.location import FileIdentity, check_same, check_space, create_file, identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ class Database:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._identity: FileIdentity | None = None
+        self._opened: dict[Path, FileIdentity] = {}
         self._connection: sqlite3.Connection | None = None
         self._job: Job | None = None
         self._engine = _engine(self)
@@ -70,7 +70,7 @@ class Database:
         """
         self._job = job
         if self._path is not None:
-            self._identity = create_file(self._path)
+            self._opened = {self._path: create_file(self._path)}
         with self._translated(opening=True), self._engine.connect() as connection:
             found = connection.execute(text("PRAGMA quick_check(1)")).scalar_one()
             if found != "ok":
@@ -84,8 +84,8 @@ class Database:
             StoreUnavailableError: the database can't be used now, or the caller has given up meanwhile.
             StoreError: only with `opening`: it can't be used at all.
         """
-        if self._path is not None and self._identity is not None:
-            check_same(self._path, self._identity)
+        for path, opened in self._opened.items():
+            check_same(path, opened)
         self._job = job
         with self._translated(opening=opening), self._engine.connect() as connection:
             connection.execution_options(writing=writing)
@@ -95,6 +95,14 @@ class Database:
                 # What the caller was told has failed must not come true afterwards.
                 if job.given_up:
                     raise job.timed_out()
+
+    def watch_log(self) -> None:
+        """From now on notice also that the write-ahead log was removed or replaced; it exists after the first write."""
+        if self._path is not None:
+            log = self._path.with_name(f"{self._path.name}-wal")
+            # Where SQLite can't have one, as on some network file systems, it keeps a journal that comes and goes.
+            if log.exists():
+                self._opened[log] = identity(log)
 
     def check_space(self) -> None:
         """Notice a full disk.
@@ -121,10 +129,15 @@ class Database:
         source = ":memory:" if self._path is None else f"file:{quote(str(self._path))}?mode=rw"
         # isolation_level=None: the driver must not begin and commit behind our back, around DDL least of all.
         connection = sqlite3.connect(source, uri=True, timeout=2, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA foreign_keys = ON")
-        # The store is not in the data path, so nothing is gained by less than full durability.
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA journal_mode = WAL")
+        try:
+            connection.execute("PRAGMA foreign_keys = ON")
+            # The store is not in the data path, so nothing is gained by less than full durability.
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.Error:
+            # Nobody else has seen it yet, and it would keep its volume busy.
+            connection.close()
+            raise
         self._connection = connection
         return connection
 

@@ -96,7 +96,7 @@ def identity(path: Path) -> FileIdentity:
         found = path.stat()
     except FileNotFoundError:
         raise StoreUnavailableError(
-            f"the store {path} was removed while in use; put it back, or restart the service to begin with an empty one"
+            f"the store's file {path} was removed while in use; put it back, or restart the service to do without it"
         ) from None
     except OSError as error:
         raise StoreUnavailableError(
@@ -113,7 +113,7 @@ def check_same(path: Path, opened: FileIdentity) -> None:
     """
     if identity(path) != opened:
         raise StoreUnavailableError(
-            f"the store {path} was replaced by another file while in use; restart the service to use the new one"
+            f"the store's file {path} was replaced by another file while in use; restart the service to use the new one"
         )
 
 

@@ -61,6 +61,7 @@ class Store:
                 migrate(transaction.connection(), database.name)
                 # The proof that writing works, before anything is promised.
                 transaction.merge(HeartbeatRow(at=datetime.now(UTC)))
+            database.watch_log()
 
         try:
             await worker.run(prepare, limit=START_SECONDS)

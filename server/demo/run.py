@@ -1,0 +1,127 @@
+"""The demo from start to end: who starts after whom, what is shown, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import tempfile
+from contextlib import AsyncExitStack, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+
+from server.demo.brokers import Address, kafka_broker, mqtt_broker
+from server.demo.children import DemoError
+from server.demo.devices import NAMES, Fleet
+from server.demo.readback import reader
+from server.demo.service import Forwarded, Plan, Service, plan, service
+
+if TYPE_CHECKING:
+    from server.demo.readback import Reader
+
+DEVICES = 4
+PER_SECOND = 20.0
+LIVE_INTERVAL = 0.5
+PLAIN_INTERVAL = 2.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run_demo(*, devices: int = DEVICES, per_second: float = PER_SECOND) -> int:
+    """Run the demo until SIGINT, SIGTERM or SIGHUP; returns the exit code.
+
+    MKF_DEMO_MQTT and MKF_DEMO_KAFKA (host:port) take existing brokers instead of the embedded ones.
+    """
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        asyncio.run(_until_a_signal(console, devices=min(devices, len(NAMES)), per_second=per_second))
+    except DemoError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"demo: {error}", markup=False)
+        return 1
+    return 0
+
+
+async def _until_a_signal(console: Console, *, devices: int, per_second: float) -> None:
+    demo = asyncio.create_task(_demo(console, devices=devices, per_second=per_second))
+    loop = asyncio.get_running_loop()
+    asked_to_stop = asyncio.Event()
+
+    def stop() -> None:
+        # Once: a second Ctrl-C must not interrupt the cleaning up that the first one began.
+        if not asked_to_stop.is_set():
+            asked_to_stop.set()
+            demo.cancel()
+
+    for number in SIGNALS:
+        loop.add_signal_handler(number, stop)
+    try:
+        await demo
+    except asyncio.CancelledError:
+        if not asked_to_stop.is_set():
+            raise
+        console.print("Stopped; nothing is left behind.")
+
+
+async def _demo(console: Console, *, devices: int, per_second: float) -> None:
+    wanted = plan()
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mkf-demo-")))
+        console.print("Starting the brokers and the service ...")
+        mqtt = await stack.enter_async_context(mqtt_broker(folder))
+        kafka = await stack.enter_async_context(kafka_broker(wanted.topics))
+        far_end = await stack.enter_async_context(reader(kafka, wanted.topics))
+        forwarder = await stack.enter_async_context(service(folder, wanted.config, mqtt, kafka))
+        _introduce(console, wanted, mqtt, kafka, forwarder, folder)
+        fleet = Fleet(mqtt, devices=devices, per_second=per_second)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for running in (
+                    forwarder.until_it_ends(),
+                    far_end.run(),
+                    fleet.run(),
+                    _show(console, wanted, fleet, forwarder, far_end),
+                ):
+                    group.create_task(running)
+        except* DemoError as errors:
+            raise errors.exceptions[0] from None
+
+
+def _introduce(console: Console, wanted: Plan, mqtt: Address, kafka: Address, forwarder: Service, folder: Path) -> None:
+    own = {True: "embedded", False: "yours"}
+    console.print(
+        f"  MQTT     {mqtt} ({own[mqtt.embedded]})\n"
+        f"  Kafka    {kafka} ({own[kafka.embedded]}), topics {', '.join(wanted.topics)}\n"
+        f"  config   {wanted.config}\n"
+        f"  log      {folder / 'service.log'}\n"
+        f"  API      {forwarder.url}/docs\n"
+        f"  metrics  {forwarder.url}/metrics\n"
+        + "".join(f"  status   {forwarder.url}/api/v1/mappings/{name}/status\n" for name in wanted.mappings)
+        + "A message that two mappings match counts for both. Ctrl-C ends everything.",
+        markup=False,
+    )
+
+
+async def _show(console: Console, wanted: Plan, fleet: Fleet, forwarder: Service, far_end: Reader) -> None:
+    interval = LIVE_INTERVAL if console.is_terminal else PLAIN_INTERVAL
+    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+    with live or nullcontext():
+        while True:
+            line = _line(fleet, await forwarder.forwarded(wanted.mappings), far_end)
+            if live is None:
+                console.print(line)
+                sys.stdout.flush()
+            else:
+                live.update(line, refresh=True)
+            await asyncio.sleep(interval)
+
+
+def _line(fleet: Fleet, forwarded: Forwarded | None, far_end: Reader) -> str:
+    if forwarded is None:
+        counts = "received ?  delivered ?  (the service does not answer)"
+        states = ""
+    else:
+        counts = f"received {forwarded.received}  delivered {forwarded.delivered}"
+        states = "  ".join(f"{name}: {state}" for name, state in forwarded.states.items())
+    return f"published {fleet.published}  {counts}  read back from Kafka {far_end.records}  {states}".rstrip()

@@ -1,0 +1,286 @@
+"""One mapping's pipeline: its session, its window, its sink, and the state an operator sees.
+
+A Forwarder lives as long as its mapping, over pauses and changes; each `run` is one life of the pipeline with one
+spec. Every task it starts is awaited before `run` returns, and a crash of one of them is a reason, never silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from server.core.backoff import Backoff
+from server.core.lifecycle import Reason, Signal, State, next_state
+from server.kafka.sink import Sink, SinkStoppedError
+from server.runtime.counters import Rates, Tally
+from server.runtime.intake import Intake
+from server.runtime.session import MqttSession, SessionMemory, SessionStoppedError
+from server.runtime.status import Counters, InFlight, LastError, MappingStatus, MqttStatus
+from server.runtime.status import Rates as RatesStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from server.core.mapping import Mapping
+    from server.kafka.producer import Cluster
+    from server.runtime.ledger import Ledger
+    from server.runtime.session import Broker
+    from server.store.stored import StoredMapping
+
+_log = structlog.get_logger()
+
+# Together with leaving (3 s) and ending the producer (2 s) within the 15 s that DRAINING may last.
+DRAIN_SECONDS = 9.5
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """When something went wrong, and what."""
+
+    at: datetime
+    reason: Reason
+
+
+class Forwarder:
+    """One mapping, observed."""
+
+    def __init__(self, name: str, broker: Broker, cluster: Cluster, ledger: Ledger) -> None:
+        self.name = name
+        self.tally = Tally()
+        self.rates = Rates()
+        self.state = State.PAUSED
+        self.since = datetime.now(UTC)
+        self.reason: Reason | None = None
+        self.last_error: Trouble | None = None
+        self.generation = 0
+        self.intake = Intake(self.tally)
+        self._broker = broker
+        self._cluster = cluster
+        self._ledger = ledger
+        self._memory = SessionMemory()
+        self._session: MqttSession | None = None
+        self._stop = asyncio.Event()
+        self._mqtt_ready = False
+        self._kafka_ready = False
+        self._mqtt_reason: Reason | None = None
+        self._kafka_reason: Reason | None = None
+        self._not_running_since: float | None = None
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def run(self, spec: Mapping, generation: int) -> None:
+        """Forward with this spec until `stop` or until it FAILED. Always ends with nothing of it running."""
+        self._stop.clear()
+        self.generation = generation
+        self._not_running_since = time.monotonic()
+        self._signal(Signal.START)
+        backoff = Backoff(random.random)
+        while True:
+            try:
+                await self._pipeline(spec)
+            except (SinkStoppedError, SessionStoppedError) as error:
+                self._signal(Signal.FAIL, error.reason)
+                return
+            except Exception as error:  # noqa: BLE001 - the guard: whatever broke, the mapping says so and tries again
+                _log.exception("forwarder_crashed", mapping=self.name)
+                self._signal(Signal.TROUBLE, Reason("internal_error", f"{type(error).__name__}: {error}"))
+            else:
+                self._signal(Signal.STOPPED)
+                return
+            await _first_of(self._stop.wait(), asyncio.sleep(backoff.next_delay()))
+
+    def stop(self) -> None:
+        """Ask `run` to drain and end."""
+        self._stop.set()
+
+    async def _pipeline(self, spec: Mapping) -> None:
+        self._mqtt_ready = self._kafka_ready = False
+        self._mqtt_reason = self._kafka_reason = None
+        sink = Sink(self._cluster, spec, self.intake.window, outcomes=self, random=random.random)
+        session = self._session = MqttSession(
+            spec,
+            broker=self._broker,
+            ledger=self._ledger,
+            intake=self.intake,
+            tally=self.tally,
+            memory=self._memory,
+            events=self,
+            random=random.random,
+        )
+        self.intake.into(sink)
+        writing = asyncio.create_task(sink.run(), name=f"sink of {self.name}")
+        reading = asyncio.create_task(session.run(), name=f"session of {self.name}")
+        stopping = asyncio.create_task(self._stop.wait(), name=f"stop of {self.name}")
+        try:
+            await asyncio.wait([writing, reading, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not writing.done() and not reading.done():
+                self._signal(Signal.STOP)
+                await self._drain(sink, writing, reading)
+            self.intake.acknowledge_due()
+        finally:
+            self.intake.close()
+            # First the producer, so that nothing is written once the mapping is not running any more.
+            await _ended(writing, stopping)
+            await _ended(reading)
+            await session.leave()
+            self._give_up(sink, durable=session.durable)
+        for task in (writing, reading):
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+
+    async def _drain(self, sink: Sink, writing: asyncio.Task[None], reading: asyncio.Task[None]) -> None:
+        """Bring what was received to Kafka and its acknowledgements to the broker, within the time there is."""
+        self.intake.close()
+        await _ended(reading)
+        drained = asyncio.create_task(sink.drained(), name=f"drain of {self.name}")
+        await asyncio.wait([drained, writing], timeout=DRAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        await _ended(drained)
+        if not sink.unconfirmed and self._session is not None:
+            self.intake.acknowledge_due()
+            await self._session.leave()
+
+    def _give_up(self, sink: Sink, *, durable: bool) -> None:
+        """Account for what Kafka had not confirmed: it comes again, or it is lost and counted so."""
+        unfinished = sink.unfinished()
+        lost = sum(1 for message in unfinished if message.qos == 0 or not durable)
+        self.intake.into(None)
+        self.intake.window.given_up()
+        self.intake.owed += len(unfinished) - lost
+        if lost:
+            self.tally.dropped["shutdown"] += lost
+            _log.warning("messages_dropped", mapping=self.name, reason="shutdown", messages=lost)
+
+    # --- what session and sink report -------------------------------------------------------------------------------
+
+    def delivered(self, messages: int) -> None:
+        """Kafka confirmed these."""
+        self.tally.delivered += messages
+
+    def dead_lettered(self, messages: int) -> None:
+        """Kafka confirmed these as dead letters."""
+        self.tally.dead_lettered += messages
+
+    def dropped(self, reason: str, messages: int) -> None:
+        """These were dropped by rule."""
+        self.tally.dropped[reason] += messages
+
+    def progressed(self) -> None:
+        """Something may be due."""
+        self.intake.progressed()
+
+    def kafka_trouble(self, reason: Reason | None) -> None:
+        """Kafka takes no records, and why; None when it does."""
+        self._kafka_ready, self._kafka_reason = reason is None, reason
+        self._observe(reason)
+
+    def mqtt_trouble(self, reason: Reason | None) -> None:
+        """Not subscribed, and why; None when it is."""
+        self._mqtt_ready, self._mqtt_reason = reason is None, reason
+        self._observe(reason)
+
+    def _observe(self, news: Reason | None) -> None:
+        if self.state not in {State.STARTING, State.RUNNING, State.RETRYING}:
+            return
+        if news is not None and (self.last_error is None or self.last_error.reason != news):
+            self.last_error = Trouble(datetime.now(UTC), news)
+        reason = self._kafka_reason or self._mqtt_reason
+        if reason is not None:
+            if self.state is not State.RETRYING or reason != self.reason:
+                self._signal(Signal.TROUBLE, reason)
+        elif self._mqtt_ready and self._kafka_ready and self.state is not State.RUNNING:
+            self._signal(Signal.READY)
+
+    def _signal(self, signal: Signal, reason: Reason | None = None) -> None:
+        before = self.state
+        self.state = next_state(before, signal)
+        self.reason = reason
+        if self.state is not before:
+            self.since = datetime.now(UTC)
+        if self.state is State.RUNNING:
+            self._not_running_since = None
+        elif before is State.RUNNING:
+            self._not_running_since = time.monotonic()
+        if reason is not None:
+            self.last_error = Trouble(datetime.now(UTC), reason)
+        log = _log.warning if self.state in {State.RETRYING, State.FAILED} else _log.info
+        detail = {"reason": reason.code, "detail": reason.detail} if reason else {}
+        log("mapping_" + self.state.value, mapping=self.name, **detail)
+
+    # --- what others ask --------------------------------------------------------------------------------------------
+
+    def stuck_for(self, now: float) -> tuple[float, str]:
+        """How long nothing has moved although it is wanted to (seconds), and why; `now` is monotonic."""
+        if self._not_running_since is not None:
+            why = f"{self.state.value}: {self.reason.detail}" if self.reason else self.state.value
+            return now - self._not_running_since, why
+        oldest = self.intake.window.oldest_pending
+        if oldest is None:
+            return 0.0, ""
+        return now - oldest, "the oldest message waits for Kafka"
+
+    @property
+    def unsubscribed(self) -> bool:
+        """Whether nothing of it is connected."""
+        return self._session is None or self._session.connection is None
+
+    def status(self, stored: StoredMapping, base_client_id: str) -> MappingStatus:
+        """The status of this mapping."""
+        session, tally = self._session, self.tally
+        granted = session.granted if session else None
+        connection = session.connection if session else None
+        client_id = stored.spec.client_id(base_client_id)
+        received, delivered = self.rates.per_second()
+        last = self.last_error
+        at = self.intake.last_message_at
+        return MappingStatus(
+            name=self.name,
+            state=self.state,
+            since=self.since,
+            reason=f"{self.reason.code}: {self.reason.detail}" if self.reason else None,
+            desired="paused" if stored.spec.paused else "running",
+            generation=stored.generation,
+            mqtt=MqttStatus(
+                connected=connection is not None and connection.is_open,
+                session_present=granted.session_present if granted else None,
+                protocol=granted.protocol if granted else None,
+                client_id=granted.client_id if granted and not client_id else client_id,
+                durable=bool(client_id),
+                granted_qos=session.granted_qos if session else {},
+                session_expiry=granted.session_expiry if granted else None,
+            ),
+            in_flight=InFlight(messages=self.intake.in_flight, bytes=self.intake.held),
+            counters=Counters(
+                received=tally.received,
+                delivered=tally.delivered,
+                deduplicated=tally.deduplicated,
+                dead_lettered=tally.dead_lettered,
+                dropped=dict(tally.dropped),
+                reconnects=tally.reconnects,
+                sessions_lost=tally.sessions_lost,
+            ),
+            rates=RatesStatus(received_per_second=received, delivered_per_second=delivered),
+            last_message_at=datetime.fromtimestamp(at, UTC) if at is not None else None,
+            last_error=LastError(at=last.at, reason=last.reason.code, detail=last.reason.detail) if last else None,
+            warnings=session.warnings if session else [],
+        )
+
+
+async def _ended(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel the tasks and wait until they have ended; their results are the caller's business."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+async def _first_of(*waits: Coroutine[Any, Any, Any]) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await _ended(*tasks)
