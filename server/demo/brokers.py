@@ -130,5 +130,5 @@ def _require(package: str, variable: str) -> None:
     if find_spec(package) is None:
         raise DemoError(
             f"the demo's own broker is not installed: the package {package} is missing.\n"
-            f"`make setup` (or `uv sync --group demo`) installs it; {variable}=host:port uses a broker that runs already."
+            f"`make setup` (or `uv sync --group demo`) installs it; {variable}=host:port uses a broker that runs."
         )

@@ -17,7 +17,7 @@ from server.demo.brokers import Address, kafka_broker, mqtt_broker
 from server.demo.children import DemoError
 from server.demo.devices import NAMES, Fleet
 from server.demo.readback import reader
-from server.demo.service import Forwarded, Plan, Service, plan, service
+from server.demo.service import Forwarded, Plan, Service, plan, service, status_path
 
 if TYPE_CHECKING:
     from server.demo.readback import Reader
@@ -73,7 +73,7 @@ async def _demo(console: Console, *, devices: int, per_second: float) -> None:
         kafka = await stack.enter_async_context(kafka_broker(wanted.topics))
         far_end = await stack.enter_async_context(reader(kafka, wanted.topics))
         forwarder = await stack.enter_async_context(service(folder, wanted.config, mqtt, kafka))
-        _introduce(console, wanted, mqtt, kafka, forwarder, folder)
+        console.print(_introduction(wanted, mqtt, kafka, forwarder), markup=False)
         fleet = Fleet(mqtt, devices=devices, per_second=per_second)
         try:
             async with asyncio.TaskGroup() as group:
@@ -88,19 +88,19 @@ async def _demo(console: Console, *, devices: int, per_second: float) -> None:
             raise errors.exceptions[0] from None
 
 
-def _introduce(console: Console, wanted: Plan, mqtt: Address, kafka: Address, forwarder: Service, folder: Path) -> None:
+def _introduction(wanted: Plan, mqtt: Address, kafka: Address, forwarder: Service) -> str:
     own = {True: "embedded", False: "yours"}
-    console.print(
-        f"  MQTT     {mqtt} ({own[mqtt.embedded]})\n"
-        f"  Kafka    {kafka} ({own[kafka.embedded]}), topics {', '.join(wanted.topics)}\n"
-        f"  config   {wanted.config}\n"
-        f"  log      {folder / 'service.log'}\n"
-        f"  API      {forwarder.url}/docs\n"
-        f"  metrics  {forwarder.url}/metrics\n"
-        + "".join(f"  status   {forwarder.url}/api/v1/mappings/{name}/status\n" for name in wanted.mappings)
-        + "A message that two mappings match counts for both. Ctrl-C ends everything.",
-        markup=False,
-    )
+    lines = [
+        f"MQTT     {mqtt} ({own[mqtt.embedded]})",
+        f"Kafka    {kafka} ({own[kafka.embedded]}), topics {', '.join(wanted.topics)}",
+        f"config   {wanted.config}",
+        f"log      {forwarder.log}",
+        f"API      {forwarder.url}/docs",
+        f"metrics  {forwarder.url}/metrics",
+        *(f"status   {forwarder.url}{status_path(name)}" for name in wanted.mappings),
+        "A message that two mappings match counts for both. Ctrl-C ends everything.",
+    ]
+    return "\n".join(lines)
 
 
 async def _show(console: Console, wanted: Plan, fleet: Fleet, forwarder: Service, far_end: Reader) -> None:

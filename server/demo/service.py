@@ -60,6 +60,11 @@ def plan() -> Plan:
     return Plan(path, names, topics)
 
 
+def status_path(mapping: str) -> str:
+    """Return where the API tells the status of a mapping."""
+    return f"/api/v1/mappings/{quote(mapping, safe='')}/status"
+
+
 class Service:
     """The running service."""
 
@@ -67,15 +72,12 @@ class Service:
         self.url = f"http://localhost:{port}"
         self._base = f"http://127.0.0.1:{port}"
         self._process = process
-        self._log = log
+        self.log = log
 
     async def forwarded(self, mappings: tuple[str, ...]) -> Forwarded | None:
         """Ask the status of the mappings; None while it can't be told."""
         try:
-            found = [
-                await asyncio.to_thread(self._get, f"/api/v1/mappings/{quote(name, safe='')}/status")
-                for name in mappings
-            ]
+            found = [await asyncio.to_thread(self._get, status_path(name)) for name in mappings]
         except OSError:  # also what urllib makes of HTTP errors
             return None
         return Forwarded(
@@ -87,7 +89,7 @@ class Service:
     async def until_it_ends(self) -> None:
         """Return never: a service that ends by itself is an error."""
         code = await self._process.wait()
-        raise DemoError(f"the service ended with {code}:\n{tail(self._log)}")
+        raise DemoError(f"the service ended with {code}:\n{tail(self.log)}")
 
     def _get(self, path: str) -> Any:
         with urllib.request.urlopen(self._base + path, timeout=REQUEST_TIMEOUT) as response:  # noqa: S310 - always http
