@@ -101,7 +101,7 @@ async def test_a_signal_during_the_start_ends_it_too(demo: Child) -> None:
         ({"CONFIG_FILE": "/nowhere/config.yaml"}, "/nowhere/config.yaml"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, env: dict[str, str], message: str) -> None:
+def test_what_is_wrong_is_said_in_one_line(env: dict[str, str], message: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "server.demo"],
         env={**os.environ, **env},
@@ -109,14 +109,13 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, env: dict[str, str], 
         text=True,
         timeout=60,
         check=False,
-        cwd=os.getcwd(),
     )
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_missing_packages_are_named_with_the_way_to_get_them(tmp_path: Path) -> None:
+def test_missing_packages_are_named_with_the_way_to_get_them() -> None:
     hide = (
         "import sys, importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'iotcore' else f(n)"
     )
