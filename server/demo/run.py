@@ -34,11 +34,11 @@ def run_demo(*, devices: int = DEVICES, per_second: float = PER_SECOND) -> int:
 
     MKF_DEMO_MQTT and MKF_DEMO_KAFKA (host:port) take existing brokers instead of the embedded ones.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
     try:
         asyncio.run(_until_a_signal(console, devices=min(devices, len(NAMES)), per_second=per_second))
     except DemoError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"demo: {error}", markup=False)
+        Console(stderr=True, highlight=False).print(f"demo: {error}", markup=False, soft_wrap=True)
         return 1
     return 0
 
@@ -73,7 +73,7 @@ async def _demo(console: Console, *, devices: int, per_second: float) -> None:
         kafka = await stack.enter_async_context(kafka_broker(wanted.topics))
         far_end = await stack.enter_async_context(reader(kafka, wanted.topics))
         forwarder = await stack.enter_async_context(service(folder, wanted.config, mqtt, kafka))
-        console.print(_introduction(wanted, mqtt, kafka, forwarder), markup=False)
+        console.print(_introduction(wanted, mqtt, kafka, forwarder), markup=False, soft_wrap=True)
         fleet = Fleet(mqtt, devices=devices, per_second=per_second)
         try:
             async with asyncio.TaskGroup() as group:
@@ -110,7 +110,7 @@ async def _show(console: Console, wanted: Plan, fleet: Fleet, forwarder: Service
         while True:
             line = _line(fleet, await forwarder.forwarded(wanted.mappings), far_end)
             if live is None:
-                console.print(line)
+                console.print(line, soft_wrap=True)
                 sys.stdout.flush()
             else:
                 live.update(line, refresh=True)

@@ -50,9 +50,14 @@ def flows(demo: Child) -> bool:
     return any(int(line[4]) >= 40 and "retrying" not in line[5] for line in lines(demo))
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-async def test_messages_flow_and_everything_ends_at_once(demo: Child, ending: signal.Signals) -> None:
-    start(demo)
+# Rich takes TTY_COMPATIBLE=1 for a terminal: the live line instead of a plain one every 2 s.
+@pytest.mark.parametrize(
+    ("ending", "env"), [(signal.SIGINT, {}), (signal.SIGTERM, {"TTY_COMPATIBLE": "1", "COLUMNS": "200"})]
+)
+async def test_messages_flow_and_everything_ends_at_once(
+    demo: Child, ending: signal.Signals, env: dict[str, str]
+) -> None:
+    start(demo, **env)
     await asyncio.to_thread(demo.wait_until, lambda: flows(demo), timeout=FLOWING_TIMEOUT, what="records read back")
     children = psutil.Process(demo.pid).children(recursive=True)
     assert len(children) >= 2  # the MQTT broker and the service
