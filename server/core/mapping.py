@@ -14,6 +14,8 @@ from server.core.topics import filter_error, kafka_topic_error, mqtt_string_erro
 DEFAULT_BUFFER_BYTES = 32 * 1024 * 1024
 # 65,535 is the protocol's default, so the codec leaves it out, and Mosquitto then keeps only 20 in flight.
 DEFAULT_RECEIVE_MAXIMUM = 65_534
+# Finding the filters that others cover compares each with each.
+MAX_FILTERS = 256
 
 QoS = Literal[0, 1, 2]
 
@@ -43,6 +45,8 @@ class MqttSource(_Spec):
     def _valid_filters(cls, topic: str | list[str]) -> str | list[str]:
         if not topic:
             raise ValueError("at least one topic filter is needed")
+        if isinstance(topic, list) and len(topic) > MAX_FILTERS:
+            raise ValueError(f"at most {MAX_FILTERS} topic filters are possible, these are {len(topic)}")
         for topic_filter in [topic] if isinstance(topic, str) else topic:
             if error := filter_error(topic_filter):
                 raise ValueError(f"{topic_filter!r}: {error}")
@@ -125,6 +129,8 @@ class Mapping(_Spec):
     def _printable(cls, name: str) -> str:
         if any(unicodedata.category(character) in {"Cc", "Cs"} for character in name):
             raise ValueError("a name must not contain control characters")
+        if name in {".", ".."}:
+            raise ValueError("a name must not be '.' or '..': web clients take them out of URLs")
         return name
 
     @field_validator("dead_letter_topic")

@@ -99,6 +99,22 @@ class Forwarder:
         """Ask `run` to drain and end."""
         self._stop.set()
 
+    def rest(self) -> None:
+        """It FAILED, and is not wanted running any more."""
+        self._signal(Signal.STOPPED)
+        self._not_running_since = None
+
+    def broke(self, error: BaseException) -> None:
+        """`run` itself broke, which no transition foresees: FAILED, and the reason says so."""
+        self.state, self.since = State.FAILED, datetime.now(UTC)
+        self.reason = Reason("internal_error", f"{type(error).__name__}: {error}")
+        self.last_error = Trouble(self.since, self.reason)
+
+    def forget_session(self) -> None:
+        """The session is reset: nothing of the past comes again."""
+        self.intake.session_lost()
+        self._memory = SessionMemory()
+
     async def _pipeline(self, spec: Mapping) -> None:
         self._mqtt_ready = self._kafka_ready = False
         self._mqtt_reason = self._kafka_reason = None
@@ -225,15 +241,15 @@ class Forwarder:
         return now - oldest, "the oldest message waits for Kafka"
 
     @property
-    def unsubscribed(self) -> bool:
-        """Whether nothing of it is connected."""
-        return self._session is None or self._session.connection is None
+    def connected(self) -> bool:
+        """Whether the MQTT connection is there."""
+        connection = self._session.connection if self._session else None
+        return connection is not None and connection.is_open
 
     def status(self, stored: StoredMapping, base_client_id: str) -> MappingStatus:
         """The status of this mapping."""
         session, tally = self._session, self.tally
         granted = session.granted if session else None
-        connection = session.connection if session else None
         client_id = stored.spec.client_id(base_client_id)
         received, delivered = self.rates.per_second()
         last = self.last_error
@@ -246,7 +262,7 @@ class Forwarder:
             desired="paused" if stored.spec.paused else "running",
             generation=stored.generation,
             mqtt=MqttStatus(
-                connected=connection is not None and connection.is_open,
+                connected=self.connected,
                 session_present=granted.session_present if granted else None,
                 protocol=granted.protocol if granted else None,
                 client_id=granted.client_id if granted and not client_id else client_id,

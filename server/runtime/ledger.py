@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -55,6 +56,18 @@ class Ledger:
     def removals(self) -> list[Session]:
         """The sessions to be ended at the broker."""
         return [row for row in self._rows.values() if row.removal_pending]
+
+    async def claim(self, client_id: str, mapping: str) -> None:
+        """A mapping with this client id starts: if its session was to be ended, begin it afresh instead."""
+        row = self._rows.get(client_id)
+        if row is not None and (row.removal_pending or row.mapping != mapping):
+            fresh = row.clean_start or row.removal_pending
+            await self.save(replace(row, mapping=mapping, removal_pending=False, clean_start=fresh))
+
+    async def remove(self, mapping: str) -> None:
+        """Ask for all sessions of a mapping to be ended at the broker."""
+        for row in self.of_mapping(mapping):
+            await self.save(replace(row, removal_pending=True))
 
     async def save(self, row: Session) -> None:
         """Remember the row, in the store as soon as it can be reached."""

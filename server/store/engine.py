@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 # The wait for another process's lock ends this long before the call does, so that the call can say what it waited for.
 _MARGIN_SECONDS = 0.25
+_RETRY_SECONDS = 0.02
 
 _DAMAGED = "is damaged, or not a SQLite database; restore a backup, or move it away to begin with an empty store"
 _READ_ONLY = "can't be written to; give the service write permission on the file and its folder"
@@ -128,12 +130,12 @@ class Database:
         # mode=rw: a file that is gone must not silently become an empty one.
         source = ":memory:" if self._path is None else f"file:{quote(str(self._path))}?mode=rw"
         # isolation_level=None: the driver must not begin and commit behind our back, around DDL least of all.
-        connection = sqlite3.connect(source, uri=True, timeout=2, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(source, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA foreign_keys = ON")
             # The store is not in the data path, so nothing is gained by less than full durability.
             connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA journal_mode = WAL")
+            self._use_write_ahead_log(connection)
         except sqlite3.Error:
             # Nobody else has seen it yet, and it would keep its volume busy.
             connection.close()
@@ -141,10 +143,25 @@ class Database:
         self._connection = connection
         return connection
 
+    def _use_write_ahead_log(self, connection: sqlite3.Connection) -> None:
+        # Of several that switch a fresh file at once SQLite refuses all but one without its usual wait.
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or self._remaining() == 0:
+                    raise
+                time.sleep(_RETRY_SECONDS)
+            else:
+                return
+
+    def _remaining(self) -> float:
+        """Seconds to wait for another program's lock."""
+        return 0.0 if self._job is None else max(0.0, self._job.remaining() - _MARGIN_SECONDS)
+
     def begin(self, connection: Connection) -> None:
         """Begin a transaction; one that will write takes the lock now, because a later upgrade can't wait for it."""
-        remaining = 0.0 if self._job is None else max(0.0, self._job.remaining() - _MARGIN_SECONDS)
-        connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(remaining * 1000)}")
+        connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(self._remaining() * 1000)}")
         writing = connection.get_execution_options().get("writing", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 

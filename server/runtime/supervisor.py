@@ -1,0 +1,351 @@
+"""The supervisor: makes what runs follow what the store wants, and knows how all of it is."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import structlog
+
+from server.core.backoff import Backoff
+from server.core.lifecycle import State
+from server.mqtt.port import ConnectionEndedError
+from server.runtime.forwarder import Forwarder
+from server.runtime.health import Health, Stuck
+from server.runtime.ledger import Ledger
+from server.runtime.reconcile import (
+    Action,
+    EndSession,
+    Forget,
+    KeepSession,
+    Rest,
+    Running,
+    Start,
+    Stop,
+    Wanted,
+    reconcile,
+)
+from server.runtime.session import end_session
+from server.store.errors import StoreUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping as Lookup
+
+    from server.core.mapping import Mapping
+    from server.kafka.producer import Cluster
+    from server.runtime.session import Broker
+    from server.runtime.status import MappingStatus
+    from server.store.store import Store
+    from server.store.stored import StoredMapping
+
+_log = structlog.get_logger()
+
+STUCK_SECONDS = 25.0
+SHUTDOWN_SECONDS = 18.0
+_SAMPLE_SECONDS = 1.0
+_PING_SECONDS = 5.0
+_RECONCILE_SECONDS = 30.0
+_STORE_RETRY_SECONDS = 2.0
+
+
+@dataclass(slots=True)
+class _Life:
+    """A mapping's forwarder, and the task of its present run."""
+
+    forwarder: Forwarder
+    client_id: str = ""
+    buffer_bytes: int = 0
+    task: asyncio.Task[None] | None = None
+    stopping: bool = False
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def active(self) -> bool:
+        return self.task is not None and not self.task.done()
+
+
+class Supervisor:
+    """All mappings of the process."""
+
+    def __init__(self, store: Store, broker: Broker, cluster: Cluster, *, memory_budget: int) -> None:
+        self._store = store
+        self._broker = broker
+        self._cluster = cluster
+        self._memory_budget = memory_budget
+        self._ledger = Ledger(store)
+        self._lives: dict[str, _Life] = {}
+        self._wanted: dict[str, StoredMapping] = {}
+        self._wanted_since: dict[str, float] = {}
+        self._endings: dict[str, asyncio.Task[None]] = {}
+        self._notices: dict[str, list[str]] = {}
+        self._wake = asyncio.Event()
+        self._started = False
+        self._running = False
+        self._closing = False
+        self._waiting_for: str | None = "the start of the process"
+        self._store_error: str | None = None
+
+    # --- what the API asks ------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Look at the store again soon."""
+        self._wake.set()
+
+    def client_id_of(self, spec: Mapping) -> str:
+        """The effective MQTT client id; "" means the session is not durable."""
+        return spec.client_id(self._broker.connection.client_id)
+
+    def state(self, name: str) -> State:
+        """The observed state of a mapping."""
+        life = self._lives.get(name)
+        return life.forwarder.state if life else State.PAUSED
+
+    def status(self, stored: StoredMapping) -> MappingStatus:
+        """The status of a mapping; also of one that is not started yet."""
+        life = self._lives.get(stored.spec.name)
+        forwarder = life.forwarder if life else self._forwarder(stored.spec.name)
+        status = forwarder.status(stored, self._broker.connection.client_id)
+        notices = [*self._notices.get(stored.spec.name, []), *self._cluster.options.warnings]
+        return status.model_copy(update={"warnings": [*status.warnings, *notices]}) if notices else status
+
+    async def reset_session(self, name: str) -> None:
+        """Forget the session at the broker; the mapping is paused.
+
+        Raises:
+            RuntimeError: something of the mapping still runs.
+        """
+        life = self._lives.get(name)
+        if life is not None:
+            if life.active:
+                raise RuntimeError(f"the mapping {name!r} is still {life.forwarder.state.value}")
+            life.forwarder.forget_session()
+        await self._ledger.remove(name)
+        self._wake.set()
+
+    def health(self) -> Health:
+        """The facts the probes judge."""
+        now = time.monotonic()
+        stuck, not_running = [], []
+        for name, stored in self._wanted.items():
+            if stored.spec.paused:
+                continue
+            life = self._lives.get(name)
+            if life is None or not life.active:
+                seconds, why = now - self._wanted_since.get(name, now), "not started"
+                if life is not None and life.forwarder.reason:
+                    why = f"{life.forwarder.state.value}: {life.forwarder.reason.detail}"
+            else:
+                seconds, why = life.forwarder.stuck_for(now)
+            if life is None or life.forwarder.state is not State.RUNNING:
+                not_running.append(name)
+            if seconds > STUCK_SECONDS:
+                stuck.append(Stuck(name, f"{why} (for {seconds:.0f} s)"))
+        return Health(
+            started=self._started,
+            supervisor_running=self._running,
+            waiting_for=self._waiting_for,
+            store_error=self._store_error,
+            stuck=tuple(stuck),
+            not_running=tuple(not_running),
+        )
+
+    # --- what the metrics ask ---------------------------------------------------------------------------------------
+
+    def forwarders(self) -> list[Forwarder]:
+        """Every mapping there is, by name."""
+        return [self._lives[name].forwarder for name in sorted(self._lives)]
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    def waiting(self, reason: str) -> None:
+        """Say why nothing runs yet."""
+        self._waiting_for = reason
+
+    def notice(self, name: str, text: str) -> None:
+        """Show a warning in the status of a mapping."""
+        self._notices.setdefault(name, []).append(text)
+
+    async def run(self) -> None:
+        """Run until `shutdown`. A part of it that crashes is said and started again, never missed in silence."""
+        self._running = True
+        try:
+            await self._load()
+            self._started, self._waiting_for = True, None
+            async with asyncio.TaskGroup() as parts:
+                for part in (self._follow, self._watch_store, self._sample):
+                    parts.create_task(self._guarded(part.__name__, part), name=f"supervisor {part.__name__}")
+        finally:
+            self._running = False
+
+    async def shutdown(self) -> None:
+        """Drain everything, for SHUTDOWN_SECONDS at most. `run` must have been cancelled before."""
+        self._closing = True
+        for life in self._lives.values():
+            if life.active:
+                life.stopping = True
+                life.forwarder.stop()
+        for ending in self._endings.values():
+            ending.cancel()
+        tasks = [life.task for life in self._lives.values() if life.task is not None] + list(self._endings.values())
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=SHUTDOWN_SECONDS)
+            for task in late:
+                _log.error("drain_too_slow", task=task.get_name())
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=1.0)
+        await self._ledger.flush()
+
+    async def _load(self) -> None:
+        while True:
+            try:
+                await self._ledger.load()
+            except StoreUnavailableError as error:
+                self._store_error = str(error)
+                await asyncio.sleep(_STORE_RETRY_SECONDS)
+            else:
+                return
+
+    async def _guarded(self, name: str, part: object) -> None:
+        backoff = Backoff(random.random)
+        while True:
+            try:
+                await part()  # type: ignore[operator]
+            except Exception:
+                _log.exception("supervisor_part_crashed", part=name)
+            await asyncio.sleep(backoff.next_delay())
+
+    async def _watch_store(self) -> None:
+        while True:
+            try:
+                await self._store.ping()
+                await self._ledger.flush()
+                self._store_error = None
+            except StoreUnavailableError as error:
+                if self._store_error is None:
+                    _log.error("store_unavailable", error=str(error))
+                self._store_error = str(error)
+            await asyncio.sleep(_PING_SECONDS)
+
+    async def _sample(self) -> None:
+        while True:
+            now = time.monotonic()
+            for life in self._lives.values():
+                life.forwarder.rates.sample(now, life.forwarder.tally)
+            await asyncio.sleep(_SAMPLE_SECONDS)
+
+    # --- following the store ----------------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                self._note_wanted({stored.spec.name: stored for stored in await self._store.mappings()})
+                await self._ledger.refresh()
+                timeout = _RECONCILE_SECONDS
+            except StoreUnavailableError as error:
+                self._store_error = str(error)  # what is known goes on
+                timeout = _STORE_RETRY_SECONDS
+            for action in self._decide():
+                await self._act(action)
+            self._share_memory()
+            await _event_within(self._wake, timeout)
+
+    def _note_wanted(self, wanted: Lookup[str, StoredMapping]) -> None:
+        now = time.monotonic()
+        self._wanted = dict(wanted)
+        since = self._wanted_since
+        self._wanted_since = {name: since.get(name, now) for name, stored in wanted.items() if not stored.spec.paused}
+
+    def _decide(self) -> list[Action]:
+        wanted = {
+            name: Wanted(stored.generation, stored.spec.paused, self.client_id_of(stored.spec))
+            for name, stored in self._wanted.items()
+        }
+        running = {
+            name: Running(life.forwarder.generation, life.forwarder.state, life.active, life.stopping, life.client_id)
+            for name, life in self._lives.items()
+        }
+        removals = {row.client_id for row in self._ledger.removals()}
+        return reconcile(wanted, running, removals=removals, ending=self._endings.keys())
+
+    async def _act(self, action: Action) -> None:
+        match action:
+            case Stop(name):
+                life = self._lives[name]
+                life.stopping = True
+                life.forwarder.stop()
+            case Rest(name):
+                self._lives[name].forwarder.rest()
+            case Forget(name):
+                del self._lives[name]
+            case KeepSession(client_id):
+                self._endings[client_id].cancel()
+            case EndSession(client_id):
+                self._end(client_id)
+            case Start(name):
+                await self._start(self._wanted[name])
+
+    async def _start(self, stored: StoredMapping) -> None:
+        name = stored.spec.name
+        life = self._lives.get(name)
+        if life is None:
+            life = self._lives[name] = _Life(self._forwarder(name))
+        life.client_id, life.stopping = self.client_id_of(stored.spec), False
+        life.buffer_bytes = stored.spec.buffer_bytes
+        await self._ledger.claim(life.client_id, name)
+        life.task = asyncio.create_task(life.forwarder.run(stored.spec, stored.generation), name=f"mapping {name}")
+        life.task.add_done_callback(lambda task: self._stopped(life, task))
+
+    def _forwarder(self, name: str) -> Forwarder:
+        return Forwarder(name, self._broker, self._cluster, self._ledger)
+
+    def _stopped(self, life: _Life, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("mapping_crashed", mapping=life.forwarder.name, exc_info=error)
+            life.forwarder.broke(error)
+        self._wake.set()
+
+    def _share_memory(self) -> None:
+        """Each mapping that runs has its own budget, but at most an equal share of the process's."""
+        active = [life for life in self._lives.values() if life.active]
+        for life in active:
+            life.forwarder.intake.budget = min(life.buffer_bytes, self._memory_budget // len(active))
+
+    # --- sessions to be ended ---------------------------------------------------------------------------------------
+
+    def _end(self, client_id: str) -> None:
+        task = asyncio.create_task(self._end_session(client_id), name=f"ending session {client_id}")
+        self._endings[client_id] = task
+        task.add_done_callback(lambda done: self._ending_over(client_id, done))
+
+    def _ending_over(self, client_id: str, task: asyncio.Task[None]) -> None:
+        del self._endings[client_id]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("ending_session_crashed", client_id=client_id, exc_info=error)
+        self._wake.set()
+
+    async def _end_session(self, client_id: str) -> None:
+        """End a session, however long the broker is away."""
+        backoff = Backoff(random.random)
+        while (row := self._ledger.session(client_id)) is not None and row.removal_pending:
+            protocol = row.protocol or ("3.1.1" if self._broker.connection.protocol == "3.1.1" else "5")
+            try:
+                await end_session(self._broker, row, protocol)
+            except ConnectionEndedError as error:
+                _log.warning("session_not_ended_yet", client_id=client_id, detail=error.ended.reason.detail)
+                await asyncio.sleep(backoff.next_delay())
+            else:
+                await self._ledger.forget(client_id)
+                _log.info("session_ended", client_id=client_id, mapping=row.mapping)
+
+
+async def _event_within(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
