@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 START_TIMEOUT = 15.0
 KAFKA_TIMEOUT = 10.0
+PARTITIONS = 3
+REPLICAS = 3
 
 # rumqttd keeps sessions and messages in memory, within these limits.
 IOTCORE = """\
@@ -115,7 +117,8 @@ async def _create_missing(kafka: Address, topics: Sequence[str]) -> None:
     try:
         async with asyncio.timeout(KAFKA_TIMEOUT):
             await admin.start()
-            new = [NewTopic(topic, num_partitions=3, replication_factor=-1) for topic in topics]
+            replicas = min(REPLICAS, len((await admin.describe_cluster())["brokers"]))
+            new = [NewTopic(topic, num_partitions=PARTITIONS, replication_factor=replicas) for topic in topics]
             response = await admin.create_topics(new)
         for topic, code, *_ in response.topic_errors:
             if code not in (0, TopicAlreadyExistsError.errno):

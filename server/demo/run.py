@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from server.demo.brokers import Address, kafka_broker, mqtt_broker
 from server.demo.children import DemoError
@@ -110,10 +111,10 @@ async def _show(console: Console, wanted: Plan, fleet: Fleet, forwarder: Service
         while True:
             line = _line(fleet, await forwarder.forwarded(wanted.mappings), far_end)
             if live is None:
-                console.print(line, soft_wrap=True)
+                console.print(line, markup=False, soft_wrap=True)
                 sys.stdout.flush()
             else:
-                live.update(line, refresh=True)
+                live.update(Text(line), refresh=True)
             await asyncio.sleep(interval)
 
 

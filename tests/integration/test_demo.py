@@ -42,7 +42,7 @@ def start(demo: Child, **env: str) -> None:
 
 
 def lines(demo: Child) -> list[re.Match[str]]:
-    return list(LINE.finditer(demo.log()))
+    return list(LINE.finditer(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", demo.log())))
 
 
 def flows(demo: Child) -> bool:
