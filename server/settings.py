@@ -39,5 +39,4 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     prune: bool = True
     ready_strict: bool = False
-    metrics_auth: bool = False
     memory_budget: int = Field(default_factory=lambda: memory_limit() // _SHARE_OF_LIMIT, ge=1024 * 1024)

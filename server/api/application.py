@@ -13,7 +13,7 @@ from server.api.metrics import exposition
 from server.api.openapi import DocumentedApi
 from server.api.paths import API, EncodedPaths
 from server.api.ports import Runtime
-from server.api.services import BearerToken, Services, started
+from server.api.services import Services, started
 from server.store.store import Store
 
 _DESCRIPTION = (
@@ -29,20 +29,10 @@ def create_api(
     runtime: Runtime,
     ready_strict: bool,
     metrics: Callable[[], bytes],
-    metrics_auth: bool,
-    token: str | None = None,
     version: str = "0",
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
-    """Build the application; it does nothing with the store or the runtime before the first request.
-
-    With a `token`, everything under /api/v1 needs it, and /metrics too if `metrics_auth`.
-
-    Raises:
-        ValueError: `metrics_auth` without a token, which would leave /metrics open against the operator's word.
-    """
-    if metrics_auth and not token:
-        raise ValueError("the metrics can't ask for a token, because none is set")
+    """Build the application; it does nothing with the store or the runtime before the first request."""
     app = DocumentedApi(
         title="MQTT to Kafka forwarder",
         description=_DESCRIPTION,
@@ -57,17 +47,16 @@ def create_api(
     app.add_middleware(EncodedPaths)
     install_failures(app)
 
-    authorized = [Depends(BearerToken(token))] if token else []
     api = APIRouter(
         prefix=API,
-        dependencies=[*authorized, Depends(started)],
-        responses=problems.documented(*(["unauthorized"] if token else []), "not-started"),
+        dependencies=[Depends(started)],
+        responses=problems.documented("not-started"),
     )
     for part in (mappings, actions, preview, config_export, events):
         api.include_router(part.router)
     app.include_router(api)
     app.include_router(probes(services, ready_strict=ready_strict))
-    app.include_router(exposition(metrics, dependencies=authorized if metrics_auth else []))
+    app.include_router(exposition(metrics))
     app.include_router(problems.router)
     app.add_api_route("/", _to_docs, include_in_schema=False)
     return app

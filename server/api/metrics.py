@@ -1,15 +1,14 @@
 """The Prometheus endpoint."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from fastapi import APIRouter, Response
-from fastapi.params import Depends
 from prometheus_client import CONTENT_TYPE_LATEST
 
 
-def exposition(metrics: Callable[[], bytes], *, dependencies: Sequence[Depends]) -> APIRouter:
+def exposition(metrics: Callable[[], bytes]) -> APIRouter:
     """The route Prometheus scrapes."""
-    router = APIRouter(tags=["health"], dependencies=dependencies)
+    router = APIRouter(tags=["health"])
 
     @router.get(
         "/metrics",

@@ -38,7 +38,6 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "malformed-json": Kind(400, "Malformed JSON", "The body is not JSON, or not UTF-8."),
     "incomplete-body": Kind(400, "Incomplete body", "The connection ended before the whole body had arrived."),
-    "unauthorized": Kind(401, "Unauthorized", "Send the API's token as `Authorization: Bearer <token>`."),
     "not-found": Kind(404, "Not found", "Nothing is served at this path. /docs lists what there is."),
     "mapping-not-found": Kind(
         404,

@@ -1,11 +1,9 @@
 """What the routes work with, and the dependencies they share."""
 
-import secrets
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, Request
 
 from server.api.ports import Runtime
 from server.api.problems import ProblemError
@@ -37,22 +35,3 @@ async def started(services: Provided) -> None:
             f"waiting: {health.waiting_for}" if health.waiting_for else None,
             headers={"retry-after": "2"},
         )
-
-
-_bearer = HTTPBearer(auto_error=False, description="the API's token")
-
-
-class BearerToken:
-    """A dependency that lets a request pass only with the token."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token.encode()
-
-    async def __call__(self, given: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]) -> None:
-        """Compare in constant time, and as bytes: Starlette reads headers as Latin-1.
-
-        Raises:
-            ProblemError: 401.
-        """
-        if given is None or not secrets.compare_digest(given.credentials.encode("latin-1"), self._token):
-            raise ProblemError("unauthorized", headers={"www-authenticate": "Bearer"})

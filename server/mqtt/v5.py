@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import mqtt5
@@ -165,44 +166,36 @@ class Connection(asyncio.Protocol):
             data = bytes(buffer)
             buffer.clear()
         if self._granted is None and data.startswith(_CONNACK_OF_311):
-            self._end(
-                Ended(mqtt_reason(UNSUPPORTED_PROTOCOL_VERSION, "this broker speaks MQTT 3.1.1"), version_refused=True)
-            )
+            said = "this broker speaks MQTT 3.1.1"
+            self._end(Ended(mqtt_reason(UNSUPPORTED_PROTOCOL_VERSION, said), version_refused=True))
             return
-        messages: list[Message] = []
-        offset, message_bytes = 0, 0
-        view, read, total = memoryview(data), mqtt5.read, len(data)
-        publish = mqtt5.PublishPacket
-        while offset < total:
-            try:
-                packet, used = read(view[offset:])
-            except IndexError:
-                break
-            except ValueError as error:
-                self._malformed(data[offset:], str(error))
-                break
-            except BaseException as panic:
-                # The codec panics on invalid UTF-8, and pyo3's PanicException is no Exception.
-                if type(panic).__name__ != "PanicException":
-                    raise
-                self._malformed(data[offset:], "a string is not valid UTF-8")
-                break
-            offset += used
-            if type(packet) is publish:
-                messages.append(packet)
-                message_bytes += used
-            else:
-                if messages:  # a packet that follows messages must find them handed over
-                    self._hand_over(messages, message_bytes)
-                    messages, message_bytes = [], 0
-                self._consume(packet)
-                if self._ending is not None:
-                    return
-        if messages:
-            self._hand_over(messages, message_bytes)
-        if offset < total and self._ending is None:
-            buffer += view[offset:]
+        packets, used, malformed = _decode(data)
+        self._dispatch(packets, used)
+        if self._ending is not None:
+            return
+        if malformed is not None:
+            self._malformed(data[used:], malformed)
+        elif used < len(data):
+            buffer += memoryview(data)[used:]
             self._needed = _packet_size(buffer)
+
+    def _dispatch(self, packets: list[Any], used: int) -> None:
+        """Hand on what was decoded from `used` bytes: messages together, other packets in their place between them."""
+        publish = mqtt5.PublishPacket
+        messages: list[Message] = [packet for packet in packets if type(packet) is publish]
+        if len(messages) == len(packets):
+            if messages:
+                self._hand_over(messages, used)
+            return
+        for are_messages, run in groupby(packets, lambda packet: type(packet) is publish):
+            if self._ending is not None:
+                return
+            if are_messages:
+                messages = list(run)
+                self._hand_over(messages, sum(len(each.topic) + len(each.payload) for each in messages))
+            else:
+                for packet in run:
+                    self._consume(packet)
 
     def eof_received(self) -> bool:
         """Let the transport close."""
@@ -475,6 +468,27 @@ class Connection(asyncio.Protocol):
         )
         if self._transport is not None:
             self._transport.abort()
+
+
+def _decode(data: bytes) -> tuple[list[Any], int, str | None]:
+    """The packets that are complete, the bytes they took, and what is wrong with the one after them, if it is."""
+    packets: list[Any] = []
+    read, append, view, total, offset = mqtt5.read, packets.append, memoryview(data), len(data), 0
+    try:
+        while offset < total:
+            packet, used = read(view[offset:])
+            append(packet)
+            offset += used
+    except IndexError:
+        return packets, offset, None
+    except ValueError as error:
+        return packets, offset, str(error)
+    except BaseException as panic:
+        # The codec panics on invalid UTF-8, and pyo3's PanicException is no Exception.
+        if type(panic).__name__ != "PanicException":
+            raise
+        return packets, offset, "a string is not valid UTF-8"
+    return packets, offset, None
 
 
 def _packet_size(data: bytes | bytearray) -> int:

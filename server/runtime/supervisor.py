@@ -32,6 +32,7 @@ from server.runtime.session import end_session
 from server.store.errors import StoreUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from collections.abc import Mapping as Lookup
 
     from server.core.mapping import Mapping
@@ -209,12 +210,12 @@ class Supervisor:
             else:
                 return
 
-    async def _guarded(self, name: str, part: object) -> None:
+    async def _guarded(self, name: str, part: Callable[[], Awaitable[None]]) -> None:
         backoff = Backoff(random.random)
         while True:
             try:
-                await part()  # type: ignore[operator]
-            except Exception:
+                await part()
+            except Exception:  # noqa: BLE001 - the guard of an eternal task: said, and started again
                 _log.exception("supervisor_part_crashed", part=name)
             await asyncio.sleep(backoff.next_delay())
 

@@ -130,7 +130,9 @@ class Database:
         # mode=rw: a file that is gone must not silently become an empty one.
         source = ":memory:" if self._path is None else f"file:{quote(str(self._path))}?mode=rw"
         # isolation_level=None: the driver must not begin and commit behind our back, around DDL least of all.
-        connection = sqlite3.connect(source, uri=True, timeout=0, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(
+            source, uri=True, timeout=self._remaining(), isolation_level=None, check_same_thread=False
+        )
         try:
             connection.execute("PRAGMA foreign_keys = ON")
             # The store is not in the data path, so nothing is gained by less than full durability.

@@ -1,4 +1,4 @@
-"""The parts around the mappings: probes, metrics, the token, events, the export, OpenAPI."""
+"""The parts around the mappings: probes, metrics, events, the export, OpenAPI."""
 
 from __future__ import annotations
 
@@ -95,26 +95,6 @@ async def test_the_root_leads_to_the_documentation(api: Api) -> None:
     response = await api.http.get("/")
     assert (response.status_code, response.headers["location"]) == (307, "/docs")
     assert (await api.http.get("/docs")).status_code == 200
-
-
-@pytest.mark.parametrize("metrics_auth", [False, True])
-async def test_a_token_guards_the_api_and_never_the_probes(tmp_path: Path, metrics_auth: bool) -> None:
-    async with api_under_test(tmp_path, token="t0k€n", metrics_auth=metrics_auth) as api:
-        for given in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic dDprZW4="}):
-            response = await api.http.get(MAPPINGS, headers=given)
-            problem(response, 401, "unauthorized")
-            assert response.headers["www-authenticate"] == "Bearer"
-        assert (await api.http.get("/metrics")).status_code == (401 if metrics_auth else 200)
-        for probe in PROBES:
-            assert (await api.http.get(probe)).status_code == 200
-        right = {b"authorization": "Bearer t0k€n".encode()}
-        assert (await api.http.get(MAPPINGS, headers=right)).status_code == 200
-        assert (await api.http.get("/metrics", headers=right)).status_code == 200
-
-
-async def test_guarded_metrics_without_a_token_are_refused(api: Api) -> None:
-    with pytest.raises(ValueError, match="token"):
-        create_api(store=api.store, runtime=FakeRuntime(), ready_strict=False, metrics=lambda: b"", metrics_auth=True)
 
 
 async def test_events_come_newest_first_in_pages(api: Api) -> None:

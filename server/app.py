@@ -1,0 +1,123 @@
+"""The composition root: the only place where the parts are wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import structlog
+
+from server.api.application import create_api
+from server.core.kafka_options import translate
+from server.kafka.errorlog import ERROR_LOG
+from server.kafka.producer import Cluster
+from server.mqtt import v5, v311
+from server.runtime.metrics import Metrics
+from server.runtime.session import Broker
+from server.runtime.supervisor import Supervisor
+from server.store.lock import StoreLock
+from server.store.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from fastapi import FastAPI
+
+    from server.config.load import Config
+    from server.settings import Settings
+
+_log = structlog.get_logger()
+
+_LOCK_POLL_SECONDS = 0.5
+
+
+class Service:
+    """The whole service: store, supervisor and API, of one configuration."""
+
+    def __init__(self, settings: Settings, config: Config) -> None:
+        self._settings = settings
+        self._config = config
+        base = config.mqtt.client_id
+        self.store = Store(settings.database_url, client_id_of=lambda spec: spec.client_id(base))
+        self._lock = StoreLock(settings.database_url)
+        self._supervisor = Supervisor(
+            self.store,
+            Broker(config.mqtt, {"5": v5.Connector(), "3.1.1": v311.Connector()}),
+            Cluster(config.kafka.address, translate(config.kafka.config)),
+            memory_budget=settings.memory_budget,
+        )
+        self.api: FastAPI = create_api(
+            store=self.store,
+            runtime=self._supervisor,
+            ready_strict=settings.ready_strict,
+            metrics=Metrics(self._supervisor).exposition,
+            version=version("mqtt-kafka-forwarder"),
+            lifespan=self._lifespan,
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """Run the supervisor beside the API; at the end drain everything."""
+        ERROR_LOG.install()
+        running = asyncio.create_task(self._run(), name="supervisor")
+        try:
+            yield
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+            await self._supervisor.shutdown()
+            await self.store.close()
+            self._lock.release()
+            if not running.cancelled() and (error := running.exception()) is not None:
+                _log.error("supervisor_crashed", exc_info=error)
+
+    async def _run(self) -> None:
+        await self._only_process()
+        await self._apply_file()
+        await self._supervisor.run()
+
+    async def _only_process(self) -> None:
+        """Wait for the store's lock: two processes on one store would fight over every session."""
+        told = False
+        while not self._lock.try_acquire():
+            reason = f"the store is in use by another process ({self._lock.holder()})"
+            self._supervisor.waiting(reason)
+            if not told:
+                _log.warning("waiting", reason=reason)
+                told = True
+            await asyncio.sleep(_LOCK_POLL_SECONDS)
+
+    async def _apply_file(self) -> None:
+        """Bring the file's entries into the store, and say what that did."""
+        self._supervisor.waiting("the configuration file is being applied")
+        entries = [(entry.mapping, entry.digest) for entry in self._config.forwarding]
+        report = await self.store.apply_file(entries, prune=self._settings.prune)
+        for name, client_id in zip(report.deleted, report.deleted_client_ids, strict=True):
+            _log.warning("mapping_removed_from_file", mapping=name, client_id=client_id)
+        for warning in (*self._config.warnings, *report.warnings):
+            _log.warning("configuration", detail=warning)
+        for name in report.skipped:
+            for warning in report.warnings:
+                if repr(name) in warning:
+                    self._supervisor.notice(name, warning)
+        _log.info(
+            "configuration_applied",
+            **{
+                change: list(names)
+                for change in ("created", "replaced", "deleted", "paused", "skipped")
+                if (names := getattr(report, change))
+            },
+        )
+
+
+@contextlib.asynccontextmanager
+async def opened(service: Service) -> AsyncIterator[Service]:
+    """Open the service's store before anything listens, and close it if nothing came of that."""
+    await service.store.open()
+    try:
+        yield service
+    finally:
+        await service.store.close()

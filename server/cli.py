@@ -1,0 +1,170 @@
+"""`mkf`: serve, validate, demo. Owns signals and exit codes; opens and migrates the store before uvicorn starts.
+
+Exit codes: 0 ended as asked; 1 something broke while running; 2 the settings, the configuration file or the store
+can't be used; 128 + n ended at once by a second signal n.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from pathlib import Path  # noqa: TC003 - typer reads it at run time
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import structlog
+import typer
+import uvicorn
+from pydantic import ValidationError
+
+from server.config.errors import ConfigError
+from server.config.load import load_config
+from server.logs import configure_logging
+from server.settings import Settings
+from server.store.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from server.app import Service
+    from server.config.load import Config
+
+UNUSABLE = 2
+_HTTP_GRACE_SECONDS = 2
+_BACKLOG = 2048
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _mkf() -> None:
+    """Forward MQTT messages to Kafka: at least once, in order, managed while it runs."""
+
+
+@app.command()
+def validate(file: Annotated[Path, typer.Argument(help="the configuration file")]) -> None:
+    """Check a configuration file without connecting to anything."""
+    config = _config(file)
+    for warning in config.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    typer.echo(f"{file}: valid, {len(config.forwarding)} mapping(s)")
+
+
+@app.command()
+def demo() -> None:
+    """Run the service with brokers and devices of its own."""
+    try:
+        from server.demo.run import run_demo  # noqa: PLC0415 - its dependencies are not those of the service
+    except ModuleNotFoundError as error:
+        _refuse(f"the demo needs {error.name}, which is not installed here; run it by `make demo`")
+    raise typer.Exit(run_demo())
+
+
+@app.command()
+def serve() -> None:
+    """Run the service until SIGTERM or SIGINT; a second one ends it at once."""
+    settings = _settings()
+    configure_logging(settings.log_level, settings.log_format)
+    config = _config(settings.config_file)
+    listening = _listen(settings)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        try:
+            code = runner.run(_serve(settings, config, listening))
+        except StoreError as error:
+            _refuse(str(error))
+    raise typer.Exit(code)
+
+
+async def _serve(settings: Settings, config: Config, listening: socket.socket) -> int:
+    from server.app import Service, opened  # noqa: PLC0415 - `mkf validate` must not load the brokers' clients
+
+    async with opened(Service(settings, config)) as service:
+        return await _until_signalled(service, listening)
+
+
+async def _until_signalled(service: Service, listening: socket.socket) -> int:
+    server = _Server(
+        uvicorn.Config(
+            service.api,
+            log_config=None,
+            lifespan="on",
+            timeout_graceful_shutdown=_HTTP_GRACE_SECONDS,
+            access_log=False,
+        )
+    )
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _asked_to_end, server, number)
+    host, port = listening.getsockname()[:2]
+    structlog.get_logger().info("serving", url=f"http://{host}:{port}", pid=os.getpid())
+    await server.serve(sockets=[listening])
+    return 0 if server.started else 1
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling, which ends the process with 143."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to us."""
+        yield
+
+
+def _asked_to_end(server: _Server, number: int) -> None:
+    if server.should_exit:
+        os._exit(128 + number)
+    structlog.get_logger().info("shutting_down", signal=signal.Signals(number).name)
+    server.should_exit = True
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - it does not exist everywhere
+    except ModuleNotFoundError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _settings() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = [
+            f"{'_'.join(['MKF', *map(str, problem['loc'])]).upper()}: {problem['msg']}" for problem in error.errors()
+        ]
+        _refuse("the environment can't be used:\n" + "\n".join(problems))
+
+
+def _config(file: Path) -> Config:
+    try:
+        return load_config(file, os.environ)
+    except ConfigError as error:
+        _refuse(str(error))
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        _refuse(
+            f"can't listen on {settings.host}:{settings.port}: {error.strerror}; set MKF_HOST and MKF_PORT to an "
+            "address that is free here"
+        )
+
+
+def _refuse(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(UNUSABLE)
+
+
+def main() -> None:
+    """Run the `mkf` command."""
+    sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()
