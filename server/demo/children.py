@@ -20,6 +20,18 @@ LOG_TAIL = 25
 PORTS = range(20_000, 32_000)
 
 
+# Runs a module as `python -m` does, in a process that the kernel ends with the demo (Linux only), so that not even
+# kill -9 of the demo leaves a broker behind.
+_LEASH = """
+import runpy, signal, sys
+if sys.platform == "linux":
+    import ctypes
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
 class DemoError(Exception):
     """The demo can't go on; the message is for the person who started it."""
 
@@ -46,14 +58,15 @@ def free_port() -> int:
 async def python_module(
     module: str, *arguments: str, log: Path, grace: float, env: Mapping[str, str] | None = None
 ) -> AsyncIterator[Process]:
-    """Run `python -m module`; at the end SIGTERM, and SIGKILL for one that is still there after `grace` seconds.
+    """Run a module; at the end SIGTERM, and SIGKILL for one that is still there after `grace` seconds.
 
     It gets a session of its own, so that Ctrl-C reaches only the demo, which ends its children in order.
     """
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
+            "-c",
+            _LEASH,
             module,
             *arguments,
             stdin=asyncio.subprocess.DEVNULL,

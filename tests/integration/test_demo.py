@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FLOWING_TIMEOUT = 60.0
 EXIT_TIMEOUT = 40.0
-LINE = re.compile(r"published (\d+)  received (\d+)  delivered (\d+)  read back from Kafka (\d+)  (.*)")
+LINE = re.compile(r"published (\d+)  received (\d+)  delivered (\d+)  read back from Kafka (\d+)  ([^\r\n]*)")
 
 
 @pytest.fixture
