@@ -51,7 +51,6 @@ _RETRY = {
     56: ("kafka_storage", "a Kafka broker can't write to its disk"),
     58: ("kafka_authentication", "Kafka refused the credentials"),
 }
-_UNKNOWN_CODE = -1
 # Codes that mean the producer's own state is of no use any more: a new producer mends them.
 _PRODUCER_STATE = frozenset({45, 46, 47, 49, 59, 90})
 

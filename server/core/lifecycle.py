@@ -33,7 +33,8 @@ class IllegalTransitionError(Exception):
 
 
 # A first connection that fails goes from STARTING to RETRYING, so that the status names the reason at once.
-# A FAILED mapping is already stopped: START begins anew, STOP only records that it is not wanted any more.
+# The broker replays its queue before the subscription is done, so what can't be forwarded may end STARTING in FAILED.
+# A FAILED mapping is already stopped: START begins anew, STOPPED only records that it is not wanted any more.
 TRANSITIONS: dict[tuple[State, Signal], State] = {
     (State.PAUSED, Signal.START): State.STARTING,
     (State.STARTING, Signal.READY): State.RUNNING,
