@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 import urllib.request
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from urllib.parse import quote
 
 import yaml
 
-from server.demo.children import DemoError, free_port, is_free, python_module, tail, until_listening
+from server.demo.children import DemoError, free_port, is_free, python_module, tail
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -28,6 +29,7 @@ START_TIMEOUT = 30.0
 # The service promises to end within 25 s.
 EXIT_TIMEOUT = 25.0
 REQUEST_TIMEOUT = 2.0
+POLL = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,21 @@ class Service:
             states={status["name"]: status["state"] for status in found},
         )
 
+    async def until_ready(self) -> None:
+        """Wait until it says that it is ready."""
+        deadline = time.monotonic() + START_TIMEOUT
+        while True:
+            try:
+                await asyncio.to_thread(self._get, "/readyz")
+            except OSError as error:
+                if self._process.returncode is not None:
+                    raise DemoError(f"the service does not start:\n{tail(self.log)}") from None
+                if time.monotonic() > deadline:
+                    raise DemoError(f"the service is not ready ({error}):\n{tail(self.log)}") from None
+                await asyncio.sleep(POLL)
+            else:
+                return
+
     async def until_it_ends(self) -> None:
         """Return never: a service that ends by itself is an error."""
         code = await self._process.wait()
@@ -112,11 +129,9 @@ async def service(folder: Path, config: Path, mqtt: Address, kafka: Address) -> 
         "MKF_DEMO_KAFKA_PORT": str(kafka.port),
     }
     async with python_module("server.cli", "serve", log=log, grace=EXIT_TIMEOUT, env=environment) as process:
-        try:
-            await until_listening(process, "127.0.0.1", port, log=log, timeout=START_TIMEOUT)
-        except DemoError as error:
-            raise DemoError(f"the service does not start: {error}") from None
-        yield Service(process, port, log)
+        forwarder = Service(process, port, log)
+        await forwarder.until_ready()
+        yield forwarder
 
 
 def _port() -> int:
