@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import TYPE_CHECKING, Literal
 
 import structlog
@@ -23,7 +24,9 @@ def configure_logging(level: str, style: Literal["console", "json"]) -> None:
         renderer: Processor = structlog.processors.JSONRenderer()
     else:
         # Plain tracebacks: rich ones take half a second each on the event loop.
-        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from server.core.mapping import Mapping
 
-Headers: TypeAlias = "tuple[tuple[str, bytes], ...]"
+# A list, because aiokafka takes nothing else.
+Headers: TypeAlias = "list[tuple[str, bytes]]"
 
 # Kafka's record format v2: a batch's header, and the most that a record's own lengths and deltas can take.
 BATCH_OVERHEAD_BYTES = 61
@@ -64,7 +65,7 @@ class RecordShape:
             topic=topic,
             key=key,
             placement=name if key is None else key,
-            headers=tuple((header, template.render(topic).encode()) for header, template in self.headers),
+            headers=[(header, template.render(topic).encode()) for header, template in self.headers],
             envelope=_envelope(topic) if self.wrap_as_json else None,
         )
 
@@ -95,9 +96,9 @@ def size_of(key: bytes | None, value: bytes, headers: Sequence[tuple[str, bytes]
 
 def dead_letter_headers(*, mapping: str, topic: str, reason: str, detail: str) -> Headers:
     """What a dead letter says about itself; its value is the message's original payload."""
-    return (
+    return [
         ("dead_letter.reason", reason.encode()),
         ("dead_letter.detail", detail.encode()),
         ("dead_letter.mapping", mapping.encode()),
         ("mqtt.topic", topic.encode()),
-    )
+    ]

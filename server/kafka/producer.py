@@ -19,6 +19,8 @@ from aiokafka.errors import KafkaError
 from server.core.failures import Failure, kafka_failure
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from server.core.kafka_options import KafkaOptions, SslFiles
 
 START_TIMEOUT_SECONDS = 10.0
@@ -128,9 +130,20 @@ class Producer:
         """Keep the metadata of this topic."""
         self._producer.client.add_topic(topic)
 
-    def refresh_metadata(self) -> None:
+    def ask_for_metadata(self) -> None:
         """Ask for new metadata soon."""
         self._producer.client.force_metadata_update()
+
+    async def fetch_metadata(self, topics: Iterable[str]) -> None:
+        """Learn these topics' partitions, and keep following them.
+
+        Raises:
+            TimeoutError: Kafka did not answer within START_TIMEOUT_SECONDS.
+        """
+        for topic in topics:
+            self.watch(topic)
+        async with asyncio.timeout(START_TIMEOUT_SECONDS):
+            await asyncio.shield(self._producer.client.force_metadata_update())
 
     def partitions(self, topic: str) -> int:
         """How many partitions the topic has; 0 while that is not known."""

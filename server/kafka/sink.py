@@ -203,7 +203,9 @@ class Sink:
             producer: Producer | None = None
             failed: _BatchFailedError | None = None
             try:
-                producer = await self._start()
+                producer = await Producer.start(self._cluster, max_batch_size=self._batch_bytes)
+                await producer.fetch_metadata(self._topics)
+                self._metadata_asked = time.monotonic()
                 await self._serve(producer)
             except _BatchFailedError as error:
                 failed = error
@@ -213,14 +215,6 @@ class Sink:
                 await self._abandon(producer)
             if failed is None or self._judge(failed):
                 await asyncio.sleep(self._backoff.next_delay())
-
-    async def _start(self) -> Producer:
-        producer = await Producer.start(self._cluster, max_batch_size=self._batch_bytes)
-        for topic in self._topics:
-            producer.watch(topic)
-        producer.refresh_metadata()
-        self._metadata_asked = time.monotonic()
-        return producer
 
     async def _abandon(self, producer: Producer | None) -> None:
         """End the producer and take back what it had not confirmed."""
@@ -273,7 +267,7 @@ class Sink:
             self._metadata_asked = time.monotonic()
             for topic in missing:
                 producer.watch(topic.name)
-            producer.refresh_metadata()
+            producer.ask_for_metadata()
         needed = next((topic for topic in missing if topic is self._main or topic.waiting), None)
         if needed is not None:
             code = _TOPIC_NOT_AUTHORIZED if producer.may_not_see(needed.name) else _TOPIC_MISSING

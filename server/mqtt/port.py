@@ -71,11 +71,13 @@ class Ended:
     """Why a connection ended, or never came to be.
 
     `malformed` holds the first bytes of a packet that can't be decoded. `version_refused` says the broker does not
-    speak this protocol version; `silent` that it closed before it sent a byte.
+    speak this protocol version; `silent` that it closed before it sent a byte. `possible_takeover` says that the
+    broker closed an established connection without a word, which over 3.1.1 is all that a takeover shows.
     """
 
     reason: Reason
     takeover: bool = False
+    possible_takeover: bool = False
     malformed: bytes | None = None
     version_refused: bool = False
     silent: bool = False

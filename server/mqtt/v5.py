@@ -337,8 +337,8 @@ class Connection(asyncio.Protocol):
         if self._granted is not None:
             self._refuse_packet("a second CONNACK")
             return
-        if packet.reason_code >= _REFUSED:
-            code = int(packet.reason_code)
+        code = int(packet.reason_code)
+        if code >= _REFUSED:
             self._end(Ended(mqtt_reason(code, packet.reason_str), version_refused=code == UNSUPPORTED_PROTOCOL_VERSION))
             return
         if packet.server_keep_alive is not None:

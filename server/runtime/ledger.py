@@ -86,6 +86,8 @@ class Ledger:
     async def flush(self) -> None:
         """Write what the store has not taken yet."""
         for client_id, row in list(self._unsaved.items()):
+            if not self._is_latest(client_id, row):
+                continue  # another call has written it meanwhile, or will write what came after it
             try:
                 if row is None:
                     await self._store.forget_session(client_id)
@@ -94,5 +96,8 @@ class Ledger:
             except StoreUnavailableError as error:
                 _log.warning("session_not_saved", client_id=client_id, error=str(error))
                 return
-            if self._unsaved.get(client_id) is row:
+            if self._is_latest(client_id, row):
                 del self._unsaved[client_id]
+
+    def _is_latest(self, client_id: str, row: Session | None) -> bool:
+        return client_id in self._unsaved and self._unsaved[client_id] is row
