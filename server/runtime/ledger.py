@@ -22,7 +22,8 @@ class Ledger:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._rows: dict[str, Session] = {}
-        self._unsaved: dict[str, Session | None] = {}
+        # With the number of the change: of two calls of `flush` the slower must not take a newer change for its own.
+        self._unsaved: dict[str, tuple[int, Session | None]] = {}
         self._changes = 0
 
     async def load(self) -> None:
@@ -73,21 +74,22 @@ class Ledger:
         """Remember the row, in the store as soon as it can be reached."""
         self._changes += 1
         self._rows[row.client_id] = row
-        self._unsaved[row.client_id] = row
+        self._unsaved[row.client_id] = (self._changes, row)
         await self.flush()
 
     async def forget(self, client_id: str) -> None:
         """The session does not exist any more."""
         self._changes += 1
         self._rows.pop(client_id, None)
-        self._unsaved[client_id] = None
+        self._unsaved[client_id] = (self._changes, None)
         await self.flush()
 
     async def flush(self) -> None:
         """Write what the store has not taken yet."""
-        for client_id, row in list(self._unsaved.items()):
-            if not self._is_latest(client_id, row):
+        for client_id, change in list(self._unsaved.items()):
+            if self._unsaved.get(client_id) != change:
                 continue  # another call has written it meanwhile, or will write what came after it
+            _, row = change
             try:
                 if row is None:
                     await self._store.forget_session(client_id)
@@ -96,8 +98,5 @@ class Ledger:
             except StoreUnavailableError as error:
                 _log.warning("session_not_saved", client_id=client_id, error=str(error))
                 return
-            if self._is_latest(client_id, row):
+            if self._unsaved.get(client_id) == change:
                 del self._unsaved[client_id]
-
-    def _is_latest(self, client_id: str, row: Session | None) -> bool:
-        return client_id in self._unsaved and self._unsaved[client_id] is row
