@@ -15,6 +15,8 @@ from server.core.acks import AckWindow, Arrival
 
 @dataclass(frozen=True)
 class Message:
+    """A message as far as the window looks at it."""
+
     packet_id: int | None
     payload: bytes = b"p"
     topic: str = "t"
@@ -354,7 +356,7 @@ class AckWindowMachine(RuleBasedStateMachine):
         self.window.due() if self.connected else None
         assert self.window.held == 0
         assert self.window.is_empty
-        super().teardown()  # type: ignore[no-untyped-call]
+        super().teardown()
 
 
 TestAckWindowAgainstTheModel: Any = AckWindowMachine.TestCase
