@@ -11,9 +11,11 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from tests.devices import Device, connected, publish, session_exists, subscriber
+from tests.service import Service
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from tests.brokers import Kafka, KafkaCluster, Mosquitto, MqttBroker
 
@@ -118,3 +120,32 @@ async def test_kafka_keeps_its_records_when_it_is_killed_and_answers_after_a_fre
     assert [r.value for r in await broker.wait_for_records(topic, 2)] == [b"1", b"2"]
     await asyncio.to_thread(broker.stop)
     assert not broker.running
+
+
+async def test_the_service_forwards_ends_on_sigterm_and_goes_on_after_kill9(
+    mosquitto: MqttBroker,
+    kafka: KafkaCluster,
+    kafka_topic: Callable[..., Awaitable[str]],
+    unique: str,
+    tmp_path: Path,
+) -> None:
+    topic = await kafka_topic()
+    mapping = {"name": "a b", "mqtt": {"topic": f"{unique}/#"}, "kafka": {"topic": topic}}
+    sent = [(f"{unique}/a", b"%d" % n) for n in range(300)]
+    async with Service(
+        tmp_path / "service", mqtt_broker=mosquitto, kafka_broker=kafka, forwarding=[mapping], client_id=unique
+    ) as service:
+        await service.wait_ready()
+        assert (await service.wait_state("a b"))["desired"] == "running"
+        await publish(mosquitto.host, mosquitto.port, sent[:100])
+        await kafka.wait_for_records(topic, 100)
+        assert await service.sigterm() == 0
+        await publish(mosquitto.host, mosquitto.port, sent[100:200])
+        service.start()
+        await kafka.wait_for_records(topic, 200)
+        service.kill9()
+        await publish(mosquitto.host, mosquitto.port, sent[200:])
+        service.start()
+        await kafka.wait_for_records(topic, 300)
+    seen = dict.fromkeys(record.value for record in await kafka.read_all(topic))  # kill9 may cause repeats
+    assert list(seen) == [payload for _, payload in sent]
