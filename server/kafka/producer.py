@@ -130,9 +130,10 @@ class Producer:
         """Keep the metadata of this topic."""
         self._producer.client.add_topic(topic)
 
-    def ask_for_metadata(self) -> None:
-        """Ask for new metadata soon."""
-        self._producer.client.force_metadata_update()
+    def ask_for_metadata(self) -> asyncio.Future[bool]:
+        """Ask for new metadata soon; the future says whether a broker gave it."""
+        asked: asyncio.Future[bool] = self._producer.client.force_metadata_update()
+        return asked
 
     async def fetch_metadata(self, topics: Iterable[str]) -> None:
         """Learn these topics' partitions, and keep following them.

@@ -25,6 +25,7 @@ from server.core.lifecycle import Reason
 from server.core.mapping import OnPoison
 from server.core.record import Route, compile_record, dead_letter_headers, size_of
 from server.core.template import NotMappableError
+from server.kafka.condition import Cause, Condition
 from server.kafka.errorlog import ERROR_LOG
 from server.kafka.lanes import Chunk, build
 from server.kafka.partitioners import partitioner
@@ -51,6 +52,7 @@ _IN_FLIGHT_BYTES = 32 * 1024 * 1024
 _HAND_OVER_SECONDS = 5.0
 _LAST_ANSWERS_SECONDS = 2.0
 _METADATA_SECONDS = 2.0
+_IDLE_METADATA_SECONDS = 5.0
 _TICK_SECONDS = 0.5
 _UNNAMED_ATTEMPTS = 3
 _SMALLEST_BATCH_BYTES = 16_384
@@ -122,23 +124,17 @@ class Sink:
         self._idle = asyncio.Event()
         self._idle.set()
         self._fatal: Reason | None = None
-        self._stalled = False
-        self._sends_fail = False
-        self._troubled = True
+        self._condition = Condition(outcomes.kafka_trouble)
         self._lingering = False
         self._stuck: list[Delivery] = []
         self._number = 0
         self._queued = 0
         self._last_round = 0.0
+        self._metadata: asyncio.Future[bool] | None = None
         self._metadata_asked = 0.0
         self._batch_bytes: int = cluster.options.producer.get("max_batch_size", 1_000_000)
         self.unconfirmed = 0
         self.in_flight_bytes = 0
-
-    @property
-    def oldest_sent_at(self) -> float | None:
-        """When the oldest batch in flight was sent (monotonic seconds)."""
-        return min((flight.sent_at for flight in self._flights), default=None)
 
     # --- records in -------------------------------------------------------------------------------------------------
 
@@ -205,12 +201,14 @@ class Sink:
             try:
                 producer = await Producer.start(self._cluster, max_batch_size=self._batch_bytes)
                 await producer.fetch_metadata(self._topics)
-                self._metadata_asked = time.monotonic()
+                self._metadata, self._metadata_asked = None, time.monotonic()
+                self._condition.note(Cause.START, None)
                 await self._serve(producer)
             except _BatchFailedError as error:
                 failed = error
             except (KafkaError, OSError) as error:  # TimeoutError is an OSError
-                self._trouble(classify(error, topic=self._main.name).reason)
+                self._condition.note(Cause.START, classify(error, topic=self._main.name).reason)
+                self._condition.tell()
             finally:
                 await self._abandon(producer)
             if failed is None or self._judge(failed):
@@ -246,6 +244,7 @@ class Sink:
             if self._fatal is not None:
                 raise SinkStoppedError(self._fatal)
             self._check_stall(producer)
+            self._condition.tell()
             self._lingering = wait is not None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TICK_SECONDS if wait is None else wait):
@@ -259,21 +258,38 @@ class Sink:
             if topic.follow(producer.partitions(topic.name)):
                 for lane, chunk in topic.place_waiting():
                     self._enqueue(lane, chunk)
+                self._queued = sum(each.queued_records for each in self._topics.values())
             if not topic.accepts and topic is self._main:
                 self._routes.clear()
             if not topic.visible:
                 missing.append(topic)
-        if missing and time.monotonic() - self._metadata_asked > _METADATA_SECONDS:
-            self._metadata_asked = time.monotonic()
-            for topic in missing:
-                producer.watch(topic.name)
-            producer.ask_for_metadata()
+        for topic in missing:
+            producer.watch(topic.name)
         needed = next((topic for topic in missing if topic is self._main or topic.waiting), None)
-        if needed is not None:
+        if needed is None:
+            self._condition.note(Cause.TOPIC, None)
+        else:
             code = _TOPIC_NOT_AUTHORIZED if producer.may_not_see(needed.name) else _TOPIC_MISSING
-            self._trouble(_reason(code, needed.name))
-        elif self._troubled and not self._stalled and not self._sends_fail:
-            self._trouble(None)
+            self._condition.note(Cause.TOPIC, _reason(code, needed.name))
+        self._look_at_cluster(producer, soon=bool(missing))
+
+    def _look_at_cluster(self, producer: Producer, *, soon: bool) -> None:
+        """Ask for metadata now and then: it shows missing topics, and a Kafka that is away while nothing flows."""
+        now, asked = time.monotonic(), self._metadata
+        if asked is not None and asked.done():
+            self._metadata = None
+            lost = asked.cancelled() or not asked.result()
+            self._condition.note(Cause.REACH, self._unreachable() if lost else None)
+        elif asked is not None and now - self._metadata_asked > STALL_SECONDS:
+            self._condition.note(Cause.REACH, self._unreachable())
+        seconds = _METADATA_SECONDS if soon or self._condition.has(Cause.REACH) else _IDLE_METADATA_SECONDS
+        if self._metadata is None and not self._flights and now - self._metadata_asked > seconds:
+            self._metadata, self._metadata_asked = producer.ask_for_metadata(), now
+
+    def _unreachable(self) -> Reason:
+        said = ERROR_LOG.latest()
+        servers = self._cluster.bootstrap_servers
+        return Reason("kafka_unreachable", f"no metadata from {servers}" + (f"; aiokafka says: {said}" if said else ""))
 
     # --- sending ----------------------------------------------------------------------------------------------------
 
@@ -362,7 +378,7 @@ class Sink:
         self._flights.discard(flight)
         self.in_flight_bytes -= flight.size
         self._backoff.reset()
-        self._sends_fail = False
+        self._condition.note(Cause.SENDS, None)
         lane.cleared(flight.records)
         if lane.queue:
             self._ready[lane] = None
@@ -387,8 +403,6 @@ class Sink:
     def _progressed(self) -> None:
         if not self.unconfirmed:
             self._idle.set()
-        if self._stalled and not self._is_stalled():
-            self._stalled = False
         self._outcomes.progressed()
 
     # --- failures ---------------------------------------------------------------------------------------------------
@@ -420,8 +434,8 @@ class Sink:
                 raise SinkStoppedError(self._fatal)
             self._progressed()
             return False
-        self._sends_fail = True
-        self._trouble(failure.reason)
+        self._condition.note(Cause.SENDS, failure.reason)
+        self._condition.tell()
         if failure.kind is Kind.UNNAMED:
             lane.unnamed_failures += 1
             if lane.unnamed_failures >= _UNNAMED_ATTEMPTS and flight.records > 1:
@@ -494,34 +508,20 @@ class Sink:
             topic.waiting.append(chunk)
         self._wake.set()
 
-    def _trouble(self, reason: Reason | None) -> None:
-        self._troubled = reason is not None
-        self._outcomes.kafka_trouble(reason)
-
-    def _is_stalled(self) -> bool:
-        oldest = self.oldest_sent_at
-        return oldest is not None and time.monotonic() - oldest > STALL_SECONDS
-
     def _check_stall(self, producer: Producer) -> None:
         """Say why Kafka is silent: aiokafka retries what it calls retriable for ever, and only logs it."""
-        if not self._is_stalled():
-            return
-        self._stalled = True
-        seconds = STALL_SECONDS
-        stalled = {flight.lane.topic for flight in self._flights if time.monotonic() - flight.sent_at > seconds}
-        for topic in sorted(stalled):
+        now = time.monotonic()
+        stalled = sorted({flight.lane.topic for flight in self._flights if now - flight.sent_at > STALL_SECONDS})
+        self._condition.note(Cause.STALL, self._stall_reason(producer, stalled) if stalled else None)
+
+    def _stall_reason(self, producer: Producer, topics: list[str]) -> Reason:
+        for topic in topics:
             if leaderless := producer.leaderless(topic):
                 reason = _reason(_NO_LEADER, topic)
-                self._trouble(Reason(reason.code, f"{reason.detail}; partitions {leaderless}"))
-                return
+                return Reason(reason.code, f"{reason.detail}; partitions {leaderless}")
         said = ERROR_LOG.latest()
-        self._trouble(
-            Reason(
-                "kafka_stalled",
-                f"no answer from {self._cluster.bootstrap_servers} for more than {seconds:g} s"
-                + (f"; aiokafka says: {said}" if said else ""),
-            )
-        )
+        silence = f"no answer from {self._cluster.bootstrap_servers} for more than {STALL_SECONDS:g} s"
+        return Reason("kafka_stalled", silence + (f"; aiokafka says: {said}" if said else ""))
 
 
 def _reason(code: int, topic: str) -> Reason:

@@ -48,10 +48,12 @@ class Topic:
         return lane
 
     def follow(self, count: int) -> bool:
-        """Take note of Kafka's number of partitions. Returns whether records are placed anew from now on."""
+        """Take note of Kafka's number of partitions. Returns whether what waits can be placed now."""
         self.visible = count
-        if count in {0, self.partitions}:
+        if count == 0:
             return False
+        if count == self.partitions:
+            return bool(self.waiting)  # it was out of sight; what waited comes after what is queued
         lanes = self.lanes.values()
         if any(lane.flight for lane in lanes):
             return False
@@ -59,6 +61,8 @@ class Topic:
             # Deleted and created again with fewer: what is queued can't all go where it was meant to.
             displaced = [chunk for lane in lanes for chunk in lane.queue]
             self.waiting = sorted(displaced, key=lambda chunk: chunk.number) + self.waiting
+            for lane in lanes:
+                lane.queue.clear()  # the sink may still know the lane, and must not find anything in it
         elif any(lane.queue for lane in lanes):
             return False
         self.partitions, self.lanes = count, {}
@@ -78,6 +82,11 @@ class Topic:
                 for lane, entries in groups.items()
             ]
         return placed
+
+    @property
+    def queued_records(self) -> int:
+        """How many records are placed and not in flight."""
+        return sum(len(chunk.entries) - chunk.start for lane in self.lanes.values() for chunk in lane.queue)
 
     def queued(self) -> list[Chunk]:
         """Everything that is not in flight."""

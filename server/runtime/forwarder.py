@@ -85,15 +85,27 @@ class Forwarder:
             try:
                 await self._pipeline(spec)
             except (SinkStoppedError, SessionStoppedError) as error:
-                self._signal(Signal.FAIL, error.reason)
+                self._end_with(error.reason)
                 return
             except Exception as error:  # noqa: BLE001 - the guard: whatever broke, the mapping says so and tries again
                 _log.exception("forwarder_crashed", mapping=self.name)
-                self._signal(Signal.TROUBLE, Reason("internal_error", f"{type(error).__name__}: {error}"))
+                reason = Reason("internal_error", f"{type(error).__name__}: {error}")
+                if self.state is State.DRAINING:
+                    self._end_with(reason)
+                    return
+                self._signal(Signal.TROUBLE, reason)
             else:
                 self._signal(Signal.STOPPED)
                 return
             await _first_of(self._stop.wait(), asyncio.sleep(backoff.next_delay()))
+
+    def _end_with(self, reason: Reason) -> None:
+        """FAILED; or, if it was draining anyway, PAUSED with the reason kept."""
+        if self.state is State.DRAINING:
+            self.last_error = Trouble(datetime.now(UTC), reason)
+            self._signal(Signal.STOPPED)
+        else:
+            self._signal(Signal.FAIL, reason)
 
     def stop(self) -> None:
         """Ask `run` to drain and end."""

@@ -26,13 +26,16 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A mapping as observed. `active` says that its task has not ended, `stopping` that it was asked to."""
+    """A mapping as observed. `active` says that its task has not ended, `stopping` that it was asked to.
+
+    `holds` are the client ids it may be connected with: its own, and former ones that it still drains.
+    """
 
     generation: int
     state: State
     active: bool
     stopping: bool
-    client_id: str
+    holds: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ def reconcile(
             stops.append(Forget(name))
         elif observed.state is State.FAILED and wish.paused:
             stops.append(Rest(name))
-    held = {observed.client_id for observed in running.values() if observed.active and observed.client_id}
+    held = {client_id for observed in running.values() if observed.active for client_id in observed.holds if client_id}
     claimed = {wish.client_id for wish in wanted.values() if wish.client_id}
     keeps: list[Action] = [
         KeepSession(client_id) for client_id in ending if client_id not in removals or client_id in claimed

@@ -267,7 +267,13 @@ class Supervisor:
             for name, stored in self._wanted.items()
         }
         running = {
-            name: Running(life.forwarder.generation, life.forwarder.state, life.active, life.stopping, life.client_id)
+            name: Running(
+                life.forwarder.generation,
+                life.forwarder.state,
+                life.active,
+                life.stopping,
+                frozenset({life.client_id, *(row.client_id for row in self._ledger.of_mapping(name))}),
+            )
             for name, life in self._lives.items()
         }
         removals = {row.client_id for row in self._ledger.removals()}
