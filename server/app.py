@@ -18,11 +18,12 @@ from server.mqtt import v5, v311
 from server.runtime.metrics import Metrics
 from server.runtime.session import Broker
 from server.runtime.supervisor import Supervisor
+from server.store.errors import StoreUnavailableError
 from server.store.lock import StoreLock
 from server.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from fastapi import FastAPI
 
@@ -32,12 +33,18 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 
 _LOCK_POLL_SECONDS = 0.5
+_STORE_RETRY_SECONDS = 2.0
 
 
 class Service:
-    """The whole service: store, supervisor and API, of one configuration."""
+    """The whole service: store, supervisor and API, of one configuration.
+
+    `on_crash` is called if the part that forwards ends although nobody asked it to; `crashed` says so afterwards.
+    """
 
     def __init__(self, settings: Settings, config: Config) -> None:
+        self.on_crash: Callable[[], None] = lambda: None
+        self.crashed = False
         self._settings = settings
         self._config = config
         base = config.mqtt.client_id
@@ -63,6 +70,7 @@ class Service:
         """Run the supervisor beside the API; at the end drain everything."""
         ERROR_LOG.install()
         running = asyncio.create_task(self._run(), name="supervisor")
+        running.add_done_callback(self._ended)
         try:
             yield
         finally:
@@ -71,8 +79,12 @@ class Service:
             await self._supervisor.shutdown()
             await self.store.close()
             self._lock.release()
-            if not running.cancelled() and (error := running.exception()) is not None:
-                _log.error("supervisor_crashed", exc_info=error)
+
+    def _ended(self, running: asyncio.Task[None]) -> None:
+        if not running.cancelled():
+            self.crashed = True
+            _log.critical("service_crashed", exc_info=running.exception())
+            self.on_crash()
 
     async def _run(self) -> None:
         await self._only_process()
@@ -94,7 +106,14 @@ class Service:
         """Bring the file's entries into the store, and say what that did."""
         self._supervisor.waiting("the configuration file is being applied")
         entries = [(entry.mapping, entry.digest) for entry in self._config.forwarding]
-        report = await self.store.apply_file(entries, prune=self._settings.prune)
+        while True:
+            try:
+                report = await self.store.apply_file(entries, prune=self._settings.prune)
+                break
+            except StoreUnavailableError as error:
+                self._supervisor.waiting(f"the configuration file can't be applied: {error}")
+                _log.warning("waiting", reason=str(error))
+                await asyncio.sleep(_STORE_RETRY_SECONDS)
         for name, client_id in zip(report.deleted, report.deleted_client_ids, strict=True):
             _log.warning("mapping_removed_from_file", mapping=name, client_id=client_id)
         for warning in (*self._config.warnings, *report.warnings):

@@ -100,8 +100,13 @@ async def _until_signalled(service: Service, listening: socket.socket) -> int:
         loop.add_signal_handler(number, _asked_to_end, server, number)
     host, port = listening.getsockname()[:2]
     structlog.get_logger().info("serving", url=f"http://{host}:{port}", pid=os.getpid())
+
+    def end() -> None:
+        server.should_exit = True
+
+    service.on_crash = end
     await server.serve(sockets=[listening])
-    return 0 if server.started else 1
+    return 0 if server.started and not service.crashed else 1
 
 
 class _Server(uvicorn.Server):

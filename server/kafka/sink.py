@@ -23,14 +23,13 @@ from server.core.backoff import Backoff
 from server.core.failures import Kind, kafka_failure
 from server.core.lifecycle import Reason
 from server.core.mapping import OnPoison
-from server.core.record import Route, compile_record, dead_letter_headers, size_of
-from server.core.template import NotMappableError
+from server.core.record import size_of
 from server.kafka.condition import Cause, Condition
 from server.kafka.errorlog import ERROR_LOG
-from server.kafka.lanes import Chunk, build
+from server.kafka.lanes import build
+from server.kafka.outbox import Outbox
 from server.kafka.partitioners import partitioner
 from server.kafka.producer import Producer, classify
-from server.kafka.topic import Topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from server.core.acks import AckWindow, Arrival, Delivery
     from server.core.failures import Failure
     from server.core.mapping import Mapping
-    from server.kafka.lanes import Entry, Flight, Lane
+    from server.kafka.lanes import Chunk, Flight, Lane
     from server.kafka.producer import Cluster
 
 DEFAULT_LINGER_SECONDS = 0.005
@@ -46,7 +45,6 @@ STALL_SECONDS = 3.0
 # Kafka closes the connection on requests above socket.request.max.bytes (100 MiB by default), and aiokafka would
 # retry such a request for ever.
 DEFAULT_RECORD_LIMIT = 100_000_000
-MAX_ROUTES = 10_000
 _EAGER_RECORDS = 32
 _IN_FLIGHT_BYTES = 32 * 1024 * 1024
 _HAND_OVER_SECONDS = 5.0
@@ -106,18 +104,13 @@ class Sink:
         random: Callable[[], float],
     ) -> None:
         self._cluster = cluster
-        self._mapping = mapping
+        self._on_poison = mapping.on_poison
         self._window = window
         self._outcomes = outcomes
         self._backoff = Backoff(random)
-        self._shape = compile_record(mapping)
-        self._place = partitioner(cluster.options.partitioner)
         linger = cluster.options.linger_ms
         self._linger = DEFAULT_LINGER_SECONDS if linger is None else linger / 1000
-        self._main = Topic(mapping.kafka.topic, self._place)
-        self._topics = {self._main.name: self._main}
-        self._routes: dict[str, tuple[Route, Lane]] = {}
-        self._ready: dict[Lane, None] = {}
+        self._outbox = Outbox(mapping, partitioner(cluster.options.partitioner))
         self._flights: set[Flight] = set()
         self._finished: list[Flight] = []
         self._wake = asyncio.Event()
@@ -127,8 +120,6 @@ class Sink:
         self._condition = Condition(outcomes.kafka_trouble)
         self._lingering = False
         self._stuck: list[Delivery] = []
-        self._number = 0
-        self._queued = 0
         self._last_round = 0.0
         self._metadata: asyncio.Future[bool] | None = None
         self._metadata_asked = 0.0
@@ -140,52 +131,12 @@ class Sink:
 
     def add(self, arrival: Arrival[Any], messages: Sequence[Delivery]) -> None:
         """Take messages of one arrival, in receive order. Opens parts of the arrival; never blocks."""
-        self._number += 1
         self.unconfirmed += len(messages)
         self._idle.clear()
-        routes = self._routes
-        groups: dict[Lane | None, list[Entry]] = {}
-        for message in messages:
-            known = routes.get(message.topic)
-            if known is None:
-                try:
-                    known = self._route(message.topic)
-                except NotMappableError as error:
-                    self._unmappable(arrival, message, str(error))
-                    continue
-                if known is None:  # the partitions are not known yet, or about to change
-                    route = self._shape.route(message.topic)
-                    groups.setdefault(None, []).append((route, message))
-                    continue
-            route, lane = known
-            group = groups.get(lane)
-            if group is None:
-                group = groups[lane] = []
-            group.append((route, message))
-        for target, entries in groups.items():
-            arrival.open_parts += 1
-            chunk = Chunk(arrival, entries, self._number)
-            if target is None:
-                self._main.waiting.append(chunk)
-            else:
-                self._enqueue(target, chunk)
-        if self._ready and (self._queued >= _EAGER_RECORDS or not self._lingering):
+        for message, detail in self._outbox.add(arrival, messages):
+            self._unmappable(arrival, message, detail)
+        if self._outbox.ready and (self._outbox.queued >= _EAGER_RECORDS or not self._lingering):
             self._wake.set()
-
-    def _route(self, mqtt_topic: str) -> tuple[Route, Lane] | None:
-        route = self._shape.route(mqtt_topic)
-        if not self._main.accepts:
-            return None
-        if len(self._routes) >= MAX_ROUTES:
-            self._routes.clear()
-        placed = self._routes[mqtt_topic] = (route, self._main.lane(route))
-        return placed
-
-    def _enqueue(self, lane: Lane, chunk: Chunk) -> None:
-        lane.queue.append(chunk)
-        self._queued += len(chunk.entries)
-        if lane.flight is None:
-            self._ready[lane] = None
 
     # --- the life of the sink ---------------------------------------------------------------------------------------
 
@@ -200,14 +151,14 @@ class Sink:
             failed: _BatchFailedError | None = None
             try:
                 producer = await Producer.start(self._cluster, max_batch_size=self._batch_bytes)
-                await producer.fetch_metadata(self._topics)
+                await producer.fetch_metadata(self._outbox.topics)
                 self._metadata, self._metadata_asked = None, time.monotonic()
                 self._condition.note(Cause.START, None)
                 await self._serve(producer)
             except _BatchFailedError as error:
                 failed = error
             except (KafkaError, OSError) as error:  # TimeoutError is an OSError
-                self._condition.note(Cause.START, classify(error, topic=self._main.name).reason)
+                self._condition.note(Cause.START, classify(error, topic=self._outbox.main.name).reason)
                 self._condition.tell()
             finally:
                 await self._abandon(producer)
@@ -219,9 +170,7 @@ class Sink:
         if producer is not None:
             await producer.abandon()
         for flight in self._flights:
-            flight.lane.take_back()
-            self._queued += flight.records
-            self._ready[flight.lane] = None
+            self._outbox.take_back(flight)
         self._flights.clear()
         self._finished.clear()
         self.in_flight_bytes = 0
@@ -232,8 +181,7 @@ class Sink:
 
     def unfinished(self) -> list[Delivery]:
         """The messages that are not confirmed; only once `run` has ended."""
-        chunks = [chunk for topic in self._topics.values() for chunk in topic.queued()]
-        return self._stuck + [message for chunk in chunks for _, message in chunk.entries[chunk.start :]]
+        return self._stuck + self._outbox.unsent()
 
     async def _serve(self, producer: Producer) -> None:
         while True:
@@ -253,19 +201,10 @@ class Sink:
     # --- partitions -------------------------------------------------------------------------------------------------
 
     def _follow_partitions(self, producer: Producer) -> None:
-        missing: list[Topic] = []
-        for topic in self._topics.values():
-            if topic.follow(producer.partitions(topic.name)):
-                for lane, chunk in topic.place_waiting():
-                    self._enqueue(lane, chunk)
-                self._queued = sum(each.queued_records for each in self._topics.values())
-            if not topic.accepts and topic is self._main:
-                self._routes.clear()
-            if not topic.visible:
-                missing.append(topic)
+        missing = self._outbox.follow(producer.partitions)
         for topic in missing:
             producer.watch(topic.name)
-        needed = next((topic for topic in missing if topic is self._main or topic.waiting), None)
+        needed = next((topic for topic in missing if topic is self._outbox.main or topic.waiting), None)
         if needed is None:
             self._condition.note(Cause.TOPIC, None)
         else:
@@ -295,18 +234,18 @@ class Sink:
 
     async def _send(self, producer: Producer) -> float | None:
         """Send what is ready. Returns the seconds to wait before the next round may go, None if there is none."""
-        if not self._ready:
+        if not self._outbox.ready:
             return None
         now = time.monotonic()
         wait = self._last_round + self._linger - now
-        if wait > 0 and self._queued < _EAGER_RECORDS:
+        if wait > 0 and self._outbox.queued < _EAGER_RECORDS:
             return wait
-        for lane in list(self._ready):
+        for lane in list(self._outbox.ready):
             if self.in_flight_bytes > _IN_FLIGHT_BYTES:
                 break
-            if lane.partition >= self._topics[lane.topic].visible:
+            if lane.partition >= self._outbox.topics[lane.topic].visible:
                 continue  # send_batch would wait for its metadata, and hold up the others
-            del self._ready[lane]
+            del self._outbox.ready[lane]
             flight = self._build(lane, producer, now)
             if flight is not None:
                 await self._dispatch(producer, flight)
@@ -314,11 +253,11 @@ class Sink:
         return None
 
     def _build(self, lane: Lane, producer: Producer, now: float) -> Flight | None:
-        limit = self._topics[lane.topic].limit(self._cluster.options.record_limit or DEFAULT_RECORD_LIMIT, now)
+        limit = self._outbox.topics[lane.topic].limit(self._cluster.options.record_limit or DEFAULT_RECORD_LIMIT, now)
         while lane.queue and self._fatal is None:
             flight, poison = build(lane, producer.create_batch(), limit=limit, now=now)
             if flight is not None:
-                self._queued -= flight.records
+                self._outbox.sent(flight)
                 return flight
             if poison is None:
                 raise RuntimeError(f"an empty batch for partition {lane.partition} of {lane.topic!r}")
@@ -380,8 +319,7 @@ class Sink:
         self._backoff.reset()
         self._condition.note(Cause.SENDS, None)
         lane.cleared(flight.records)
-        if lane.queue:
-            self._ready[lane] = None
+        self._outbox.landed(lane)
         delivered = dead = 0
         for chunk, start, stop in flight.pieces:
             if chunk.dead_letter:
@@ -427,7 +365,7 @@ class Sink:
             if failure.too_large:
                 route, message = chunk.entries[index]
                 size = size_of(route.key, route.value(message.payload), route.headers)
-                self._topics[lane.topic].learn_limit(size, time.monotonic())
+                self._outbox.topics[lane.topic].learn_limit(size, time.monotonic())
             lane.end_search()
             self._poison(lane, chunk, index, failure.reason)
             if self._fatal is not None:
@@ -448,16 +386,13 @@ class Sink:
         if chunk.dead_letter:
             self._fatal = Reason(
                 "dead_letter_refused",
-                f"a message on {message.topic!r} can be written neither to {self._main.name!r} nor to the dead letter "
-                f"topic {lane.topic!r}: {reason.detail}",
+                f"a message on {message.topic!r} can be written neither to {self._outbox.main.name!r} nor to the dead "
+                f"letter topic {lane.topic!r}: {reason.detail}",
             )
             return
         if not self._resolve_poison(chunk.arrival, message, route.key, reason):
             return
-        chunk.start = index + 1
-        self._queued -= 1
-        if chunk.start == len(chunk.entries):
-            lane.queue.popleft()
+        self._outbox.skip(lane)
         self._finish(chunk, 1)
 
     def _unmappable(self, arrival: Arrival[Any], message: Delivery, detail: str) -> None:
@@ -471,8 +406,7 @@ class Sink:
 
     def _resolve_poison(self, arrival: Arrival[Any], message: Delivery, key: bytes | None, reason: Reason) -> bool:
         """Whether the message is out of the way: dropped, or on its way as a dead letter."""
-        policy = self._mapping.on_poison
-        if policy is OnPoison.STOP:
+        if self._on_poison is OnPoison.STOP:
             self._fatal = Reason(
                 f"poison_{reason.code}",
                 f"a message on {message.topic!r} can't be forwarded: {reason.detail}; it stays with the broker. Set "
@@ -480,33 +414,13 @@ class Sink:
             )
             self._wake.set()
             return False
-        if policy is OnPoison.DROP:
+        if self._on_poison is OnPoison.DROP:
             self.unconfirmed -= 1
             self._outcomes.dropped(reason.code, 1)
-            return True
-        self._write_dead_letter(arrival, message, key, reason)
-        return True
-
-    def _write_dead_letter(self, arrival: Arrival[Any], message: Delivery, key: bytes | None, reason: Reason) -> None:
-        name = self._mapping.dead_letter_topic
-        if name is None:
-            raise RuntimeError(f"mapping {self._mapping.name!r} has no dead letter topic")
-        headers = dead_letter_headers(
-            mapping=self._mapping.name, topic=message.topic, reason=reason.code, detail=reason.detail
-        )
-        placement = message.topic.encode()
-        route = Route(topic=message.topic, key=key, placement=placement, headers=headers, envelope=None)
-        topic = self._topics.get(name)
-        if topic is None:
-            topic = self._topics[name] = Topic(name, self._place)
-        self._number += 1
-        arrival.open_parts += 1
-        chunk = Chunk(arrival, [(route, message)], self._number, dead_letter=True)
-        if topic.accepts:
-            self._enqueue(topic.lane(route), chunk)
         else:
-            topic.waiting.append(chunk)
-        self._wake.set()
+            self._outbox.add_dead_letter(arrival, message, key, reason)
+            self._wake.set()
+        return True
 
     def _check_stall(self, producer: Producer) -> None:
         """Say why Kafka is silent: aiokafka retries what it calls retriable for ever, and only logs it."""

@@ -254,7 +254,7 @@ class MqttSession:
 
     def _lost(self, ended: Ended) -> None:
         self.connection = None
-        self._intake.detach(takeover=ended.takeover)
+        self._intake.detach(takeover=ended.takeover or ended.possible_takeover)
 
     async def leave(self) -> None:
         """Leave the connection, if there is one, as design.md says: every acknowledgement arrives, nothing is lost."""
