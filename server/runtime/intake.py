@@ -99,7 +99,7 @@ class Intake:
         if fresh:
             self._sink.add(arrival, fresh)
         self.window.confirm(arrival)
-        if len(fresh) < len(messages):
+        if not arrival.open_parts:  # all of it copies, redeliveries, or dropped: no confirmation will come
             self.acknowledge_due()
         self._press()
 
@@ -111,6 +111,10 @@ class Intake:
             if message.qos == 2 and message.packet_id in self._unreleased:  # noqa: PLR2004 - QoS 2 has no other name
                 tally.deduplicated += 1  # answered with PUBREC again, in its turn
                 continue
+            if message.packet_id is not None and not message.duplicate:
+                # The broker sends new messages after the replay, so nothing else of the past will come. What stayed
+                # could only be taken for another message that happens to say the same.
+                self.window.forget_candidates()
             redelivered = self._resumed and message.duplicate
             if redelivered and (origin := self.window.claim(message)) is not None:
                 self.window.inherit(arrival, origin)
