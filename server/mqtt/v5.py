@@ -69,10 +69,11 @@ class Connector:
                     Reason("mqtt_timeout", f"no CONNACK from {broker.address} within {CONNECT_TIMEOUT_SECONDS:g} s"),
                 )
             ) from None
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: a host name that no DNS query can carry
             connection.abort()
+            what = getattr(error, "strerror", None) or error
             raise ConnectionEndedError(
-                Ended(Reason("mqtt_unreachable", f"can't connect to {broker.address}: {error.strerror or error}"))
+                Ended(Reason("mqtt_unreachable", f"can't connect to {broker.address}: {what}"))
             ) from error
         except asyncio.CancelledError:
             connection.abort()
@@ -90,14 +91,16 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._needed = 0
+        self._heard = False
         self._granted: Granted | None = None
         self._connack: asyncio.Future[None] = self._loop.create_future()
         self._answers: dict[int, asyncio.Future[list[int]]] = {}
         self._next_packet_id = 1
-        self._pingresp: asyncio.Future[None] | None = None
+        self._pings_unanswered = 0
+        self._pings_answered: asyncio.Future[None] | None = None
         self._keep_alive = request.broker.keep_alive
         self._keep_alive_timer: asyncio.TimerHandle | None = None
-        self._ping_sent_at: float | None = None
+        self._silent_since: float | None = None
         self._reading_paused = False
         self._leaving = False
         self._ending: Ended | None = None
@@ -158,6 +161,9 @@ class Connection(asyncio.Protocol):
         """Decode all packets of this read, and hand their messages on together."""
         if self._ending is not None:
             return
+        self._heard = True
+        if self._silent_since is not None:
+            self._silent_since = time.monotonic()
         buffer = self._buffer
         if buffer:
             buffer += data
@@ -205,12 +211,18 @@ class Connection(asyncio.Protocol):
         """Tell everyone who waits."""
         if self._keep_alive_timer:
             self._keep_alive_timer.cancel()
+        # Mosquitto 2.0 closes without DISCONNECT when another client takes the session; a close is a reset if the
+        # broker had unread bytes.
+        by_broker = exc is None or isinstance(exc, ConnectionResetError | BrokenPipeError)
+        possible_takeover = by_broker and self._granted is not None
+        hint = ", perhaps because another client uses the client id" if possible_takeover else ""
         ended = self._ending or Ended(
             Reason(
                 "mqtt_connection_lost",
-                f"the connection to {self._request.broker.address} was lost: {exc or 'closed by the broker'}",
+                f"the connection to {self._request.broker.address} was lost: {exc or 'closed by the broker'}{hint}",
             ),
-            silent=self._granted is None and exc is None,
+            possible_takeover=possible_takeover,
+            silent=exc is None and not self._heard,
         )
         self._ending = ended
         if not self.ended.done():
@@ -245,8 +257,8 @@ class Connection(asyncio.Protocol):
         """Read again; an outstanding PINGRESP gets its full time from here."""
         if self._transport is not None and self._reading_paused and self._ending is None:
             self._reading_paused = False
-            if self._ping_sent_at is not None:
-                self._ping_sent_at = time.monotonic()
+            if self._silent_since is not None:
+                self._silent_since = time.monotonic()
             self._transport.resume_reading()
 
     async def subscribe(self, subscriptions: Sequence[Subscription]) -> dict[str, int]:
@@ -300,14 +312,16 @@ class Connection(asyncio.Protocol):
             return
         self.resume_reading()
         self._leaving = True
-        self._pingresp = self._loop.create_future()
-        self._transport.write(_PINGREQ)
-        waiting: list[asyncio.Future[Any]] = [self._pingresp, self.ended]
-        await asyncio.wait(waiting, timeout=LEAVE_PINGRESP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        if not self.ended.done():
-            self._transport.write(_DISCONNECT)
-            await asyncio.wait([self.ended], timeout=LEAVE_CLOSE_SECONDS)
-        self.abort()
+        self._pings_answered = self._loop.create_future()
+        self._send_ping()
+        waiting: list[asyncio.Future[Any]] = [self._pings_answered, self.ended]
+        try:
+            await asyncio.wait(waiting, timeout=LEAVE_PINGRESP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if not self.ended.done():
+                self._transport.write(_DISCONNECT)
+                await asyncio.wait([self.ended], timeout=LEAVE_CLOSE_SECONDS)
+        finally:
+            self.abort()
 
     def abort(self) -> None:
         """Close at once."""
@@ -375,9 +389,10 @@ class Connection(asyncio.Protocol):
             answer.set_result([int(code) for code in packet.reason_codes])
 
     def _on_pingresp(self, _packet: mqtt5.PingRespPacket) -> None:
-        self._ping_sent_at = None
-        if self._pingresp is not None and not self._pingresp.done():
-            self._pingresp.set_result(None)
+        self._silent_since = None
+        self._pings_unanswered = max(0, self._pings_unanswered - 1)
+        if not self._pings_unanswered and self._pings_answered is not None and not self._pings_answered.done():
+            self._pings_answered.set_result(None)
 
     def _on_disconnect(self, packet: mqtt5.DisconnectPacket) -> None:
         code = int(packet.reason_code)
@@ -446,19 +461,26 @@ class Connection(asyncio.Protocol):
         self._keep_alive_timer = self._loop.call_later(self._keep_alive, self._ping)
 
     def _ping(self) -> None:
-        if self._ending is not None:
+        if self._ending is not None or self._leaving:
             return
-        if self._ping_sent_at is None:
-            self._ping_sent_at = time.monotonic()
+        if self._silent_since is None:
+            self._silent_since = time.monotonic()
             self._loop.call_later(PINGRESP_TIMEOUT_SECONDS, self._judge_pingresp)
-        self._write(_PINGREQ)
+        self._send_ping()
         self._schedule_ping()
 
+    def _send_ping(self) -> None:
+        self._pings_unanswered += 1
+        self._write(_PINGREQ)
+
     def _judge_pingresp(self) -> None:
-        """End a silent connection; not while reading is paused, when PINGRESP waits behind unread messages."""
-        if self._ending is not None or self._ping_sent_at is None:
+        """End a silent connection.
+
+        Not while reading is paused, and not while messages come: PINGRESP waits behind all that the broker has queued.
+        """
+        if self._ending is not None or self._silent_since is None:
             return
-        silent_for = time.monotonic() - self._ping_sent_at
+        silent_for = time.monotonic() - self._silent_since
         if self._reading_paused or silent_for < PINGRESP_TIMEOUT_SECONDS:
             remaining = PINGRESP_TIMEOUT_SECONDS if self._reading_paused else PINGRESP_TIMEOUT_SECONDS - silent_for
             self._loop.call_later(remaining, self._judge_pingresp)
