@@ -150,7 +150,7 @@ class Connection:
         self._keep_alive = request.broker.keep_alive
         self._keep_alive_timer: asyncio.TimerHandle | None = None
         self._judge_timer: asyncio.TimerHandle | None = None
-        self._silent_since = 0.0
+        self._silent_since: float | None = None
         self._reading_paused = False
         self._leaving = False
         self._ending: Ended | None = None
@@ -258,7 +258,8 @@ class Connection:
         """Read again; an outstanding PINGRESP gets its full time from here."""
         if self._wire is not None and self._reading_paused and self._ending is None:
             self._reading_paused = False
-            self._silent_since = time.monotonic()
+            if self._silent_since is not None:
+                self._silent_since = time.monotonic()
             self._wire.watch(self._readable)
 
     async def subscribe(self, subscriptions: Sequence[Subscription]) -> dict[str, int]:
@@ -322,7 +323,8 @@ class Connection:
     def _data_received(self, data: bytes) -> None:
         """Decode all packets of this read, and hand their messages on together."""
         self._heard = True
-        self._silent_since = time.monotonic()
+        if self._silent_since is not None:
+            self._silent_since = time.monotonic()
         buffer = self._buffer
         if buffer:
             buffer += data
@@ -439,6 +441,7 @@ class Connection:
         self._write(_PUBCOMP_HEADER + packet_id)
 
     def _on_pingresp(self, _packet: bytes) -> None:
+        self._silent_since = None
         self._pings_unanswered = max(0, self._pings_unanswered - 1)
         if not self._pings_unanswered and self._pings_answered is not None and not self._pings_answered.done():
             self._pings_answered.set_result(None)
@@ -529,7 +532,7 @@ class Connection:
         self._keep_alive_timer = self._loop.call_later(self._keep_alive, self._ping)
 
     def _ping(self) -> None:
-        if not self._pings_unanswered:
+        if self._silent_since is None:
             self._silent_since = time.monotonic()
             self._judge_timer = self._loop.call_later(PINGRESP_TIMEOUT_SECONDS, self._judge_pingresp)
         self._send_ping()
@@ -544,7 +547,7 @@ class Connection:
 
         Not while reading is paused, and not while messages come: PINGRESP waits behind all that the broker has queued.
         """
-        if not self._pings_unanswered:
+        if self._silent_since is None:
             return
         silent_for = time.monotonic() - self._silent_since
         if self._reading_paused or silent_for < PINGRESP_TIMEOUT_SECONDS:
