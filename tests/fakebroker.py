@@ -1,0 +1,182 @@
+"""A broker that does only what a test tells it, byte by byte: refusals, silence, half packets, nonsense.
+
+`async with fake_broker() as broker: peer = await broker.peer()`; a `Dialect` writes packets of either protocol version
+by hand, so that they can be wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+TIMEOUT = 10.0
+
+CONNECT = 1
+PUBACK = 4
+PUBREC = 5
+PUBCOMP = 7
+SUBSCRIBE = 8
+UNSUBSCRIBE = 10
+PINGREQ = 12
+DISCONNECT = 14
+PINGRESP = b"\xd0\x00"
+
+
+class Packet(NamedTuple):
+    """What a client sent: the packet's type, its flags and all behind the length."""
+
+    kind: int
+    flags: int
+    body: bytes
+
+    @property
+    def packet_id(self) -> int:
+        return int.from_bytes(self.body[:2], "big")
+
+
+class Peer:
+    """The broker's end of one connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def packet(self) -> Packet:
+        """The client's next packet; ConnectionError when it has closed instead."""
+        async with asyncio.timeout(TIMEOUT):
+            try:
+                first = (await self._reader.readexactly(1))[0]
+                length, shift, byte = 0, 0, 0x80
+                while byte & 0x80:
+                    byte = (await self._reader.readexactly(1))[0]
+                    length |= (byte & 0x7F) << shift
+                    shift += 7
+                return Packet(first >> 4, first & 0x0F, await self._reader.readexactly(length))
+            except asyncio.IncompleteReadError as error:
+                raise ConnectionError(f"the client closed after {error.partial!r}") from None
+
+    async def expect(self, kind: int) -> Packet:
+        """The client's next packet, which must be of this type; PINGREQs in between don't count."""
+        packet = await self.packet()
+        while packet.kind == PINGREQ != kind:
+            packet = await self.packet()
+        assert packet.kind == kind, packet
+        return packet
+
+    async def closed_by_client(self) -> bytes:
+        """Wait until the client closes; what it sent before."""
+        async with asyncio.timeout(TIMEOUT):
+            try:
+                return await self._reader.read()
+            except ConnectionResetError:
+                return b""
+
+    def write(self, *data: bytes) -> None:
+        self._writer.write(b"".join(data))
+
+    async def write_slowly(self, data: bytes) -> None:
+        """One byte per segment."""
+        for position in range(len(data)):
+            self._writer.write(data[position : position + 1])
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    async def flushed(self) -> None:
+        """Wait until what was written has left this process, as far as the client reads it."""
+        await self._writer.drain()
+
+    def close(self) -> None:
+        """Close in order, behind what was written."""
+        self._writer.close()
+
+    def reset(self) -> None:
+        """Close with a TCP reset."""
+        raw = self._writer.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort()
+
+
+class FakeBroker:
+    """Listens, and hands out its end of each connection."""
+
+    def __init__(self) -> None:
+        self.host = "127.0.0.1"
+        self.port = 0
+        self.made: list[Peer] = []
+        self._waiting: asyncio.Queue[Peer] = asyncio.Queue()
+
+    async def peer(self) -> Peer:
+        """The next connection."""
+        async with asyncio.timeout(TIMEOUT):
+            return await self._waiting.get()
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = Peer(reader, writer)
+        self.made.append(peer)
+        self._waiting.put_nowait(peer)
+
+
+@asynccontextmanager
+async def fake_broker() -> AsyncIterator[FakeBroker]:
+    """Listen on a port of its own; every connection is closed at the end."""
+    broker = FakeBroker()
+    server = await asyncio.start_server(broker.accept, broker.host, 0, limit=64 * 1024 * 1024)
+    broker.port = server.sockets[0].getsockname()[1]
+    try:
+        yield broker
+    finally:
+        server.close()
+        for peer in broker.made:
+            peer.close()
+        await server.wait_closed()
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """Writes the broker's packets as one protocol version wants them."""
+
+    protocol: Literal["5", "3.1.1"]
+
+    @property
+    def _properties(self) -> bytes:
+        return b"\x00" if self.protocol == "5" else b""
+
+    def connack(self, code: int = 0, *, session_present: bool = False) -> bytes:
+        return packet(0x20, bytes([session_present, code]) + self._properties)
+
+    def publish(
+        self, topic: str | bytes, payload: bytes = b"", *, qos: int = 1, packet_id: int = 1, duplicate: bool = False
+    ) -> bytes:
+        name = topic.encode() if isinstance(topic, str) else topic
+        body = len(name).to_bytes(2, "big") + name
+        if qos:
+            body += packet_id.to_bytes(2, "big")
+        return packet(0x30 | duplicate << 3 | qos << 1, body + self._properties + payload)
+
+    def suback(self, packet_id: int, *codes: int) -> bytes:
+        return packet(0x90, packet_id.to_bytes(2, "big") + self._properties + bytes(codes))
+
+    def unsuback(self, packet_id: int, *codes: int) -> bytes:
+        body = packet_id.to_bytes(2, "big")
+        return packet(0xB0, body + self._properties + bytes(codes) if self.protocol == "5" else body)
+
+
+def pubrel(packet_id: int) -> bytes:
+    return packet(0x62, packet_id.to_bytes(2, "big"))
+
+
+def packet(first: int, body: bytes) -> bytes:
+    """Put a fixed header before a body."""
+    length, rest = b"", len(body)
+    while True:
+        rest, byte = divmod(rest, 128)
+        length += bytes([byte | 0x80 if rest else byte])
+        if not rest:
+            return bytes([first]) + length + body
