@@ -123,14 +123,15 @@ class CopyFilter:
 
     The broker may send one copy per filter, each with the identifier of its subscription. One is forwarded: that of
     the oldest matching filter. A copy with an identifier that is no longer in use was queued for a filter that is
-    gone, perhaps before any other was subscribed, so it is always forwarded: a repeat is allowed, a loss never.
+    gone, perhaps before any other was subscribed, so it is always forwarded: a repeat is allowed, a loss never. For the
+    same reason a filter that the broker has not granted (yet) takes no copy from another.
     """
 
     def __init__(self, subscriptions: Sequence[Subscription]) -> None:
         self._identified = sorted(
             (subscription.identifier, subscription.topic_filter)
             for subscription in subscriptions
-            if subscription.identifier is not None
+            if subscription.identifier is not None and subscription.granted is not None
         )
         self._in_use = {identifier for identifier, _ in self._identified}
 
