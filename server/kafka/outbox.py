@@ -89,7 +89,7 @@ class Outbox:
             topic.waiting.append(chunk)
 
     def follow(self, partitions: Callable[[str], int]) -> list[Topic]:
-        """Take over what Kafka shows of each topic and place what waited for it. Returns the topics it does not show."""
+        """Take over what Kafka shows of each topic, place what waited for it, and name the topics it does not show."""
         missing: list[Topic] = []
         for topic in self.topics.values():
             if topic.follow(partitions(topic.name)):
