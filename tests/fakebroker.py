@@ -70,6 +70,11 @@ class Peer:
         assert packet.kind == kind, packet
         return packet
 
+    async def exactly(self, size: int) -> bytes:
+        """This many bytes of what the client sends."""
+        async with asyncio.timeout(TIMEOUT):
+            return await self._reader.readexactly(size)
+
     async def closed_by_client(self) -> bytes:
         """Wait until the client closes; what it sent before."""
         async with asyncio.timeout(TIMEOUT):
