@@ -89,6 +89,18 @@ def test_one_lane_serves_a_partition() -> None:
     assert topic.lane(_entry("a", 0)[0]) is topic.lane(_entry("b", 0)[0])
 
 
+def test_only_what_is_placed_and_not_in_flight_is_queued() -> None:
+    topic = Topic("t", _place, partitions=1, visible=1)
+    chunk = _waiting(topic, "a", "b", "c")
+    assert topic.queued_records == 0
+    _enqueue(topic)
+    assert topic.queued_records == 3
+    topic.lanes[0].queue[0].start = 2
+    assert topic.queued_records == 1
+    assert len(topic.queued()) == 1
+    assert chunk.start == 0
+
+
 def test_a_topic_that_grows_waits_until_its_lanes_have_run_dry() -> None:
     topic = Topic("t", _place, partitions=1, visible=1)
     chunk = _waiting(topic, "a", "b")

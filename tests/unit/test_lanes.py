@@ -128,6 +128,10 @@ def test_a_record_exactly_as_large_as_the_limit_is_sent(size: int) -> None:
     assert oversized(_ROUTE, value, exactly - 1) == exactly
 
 
+def test_a_small_record_is_not_measured_against_a_large_limit() -> None:
+    assert oversized(_ROUTE, b"x", _NO_LIMIT) is None
+
+
 @settings(deadline=None)
 @given(
     key=st.none() | st.binary(max_size=300),
