@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.core.mapping import MAX_FILTERS, MqttSource
 from server.core.subscription import CopyFilter, Session, Subscription, SubscriptionPlan, plan_subscriptions
 from server.core.topics import any_overlap
 
@@ -24,6 +25,13 @@ def _reached(session: Session, *filters: str, qos: int = 1, identifiers: bool = 
 
 
 _NEW = Session("c", "m")
+
+
+def test_a_session_has_only_as_many_filters_as_can_be_compared_with_each_other() -> None:
+    filters = [str(number) for number in range(MAX_FILTERS + 1)]
+    assert len(MqttSource(topic=filters[1:]).filters) == MAX_FILTERS
+    with pytest.raises(ValueError, match=f"at most {MAX_FILTERS} topic filters are possible, these are"):
+        MqttSource(topic=filters)
 
 
 def test_a_new_session_subscribes_everything() -> None:
