@@ -96,7 +96,8 @@ class Outbox:
                 for lane, chunk in topic.place_waiting():
                     self._enqueue(lane, chunk)
                 self.queued = sum(each.queued_records for each in self.topics.values())
-            if topic is self.main and not topic.accepts:
+                self._routes.clear()
+            elif topic is self.main and not topic.accepts:
                 self._routes.clear()
             if not topic.visible:
                 missing.append(topic)

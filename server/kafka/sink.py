@@ -370,7 +370,6 @@ class Sink:
             self._poison(lane, chunk, index, failure.reason)
             if self._fatal is not None:
                 raise SinkStoppedError(self._fatal)
-            self._progressed()
             return False
         self._condition.note(Cause.SENDS, failure.reason)
         self._condition.tell()
@@ -394,6 +393,7 @@ class Sink:
             return
         self._outbox.skip(lane)
         self._finish(chunk, 1)
+        self._progressed()
 
     def _unmappable(self, arrival: Arrival[Any], message: Delivery, detail: str) -> None:
         arrival.open_parts += 1

@@ -222,7 +222,7 @@ class MqttSession:
         if row.established and not row.clean_start and not connection.granted.session_present and row.client_id:
             self._tally.sessions_lost += 1
             _log.warning("session_lost", mapping=self._spec.name, client_id=row.client_id)
-        self._intake.copies = CopyFilter(row.subscriptions)
+        self._intake.copies = self._copies(row)
         self._intake.attach(connection, unreleased)
 
     def received(self, messages: Sequence[Message], size: int) -> None:
@@ -242,15 +242,20 @@ class MqttSession:
         if row.client_id and plan.during != row:
             await self._ledger.save(plan.during)
         answers = await connection.subscribe(plan.subscribe) if plan.subscribe else {}
+        self._intake.copies = self._copies(plan.reached(answers))
         if plan.unsubscribe:
             await connection.unsubscribe(plan.unsubscribe)
         reached = plan.reached(answers)
         if row.client_id and reached != plan.during:
             await self._ledger.save(reached)
-        self._intake.copies = CopyFilter(reached.subscriptions)
         self.granted_qos = {
             each.topic_filter: each.granted for each in reached.subscriptions if each.granted is not None
         }
+
+    def _copies(self, row: Session) -> CopyFilter:
+        """Which copies of a message are extra; a filter that is going must not take another's only copy away."""
+        filters = self._spec.mqtt.filters
+        return CopyFilter([each for each in row.subscriptions if each.topic_filter in filters])
 
     def _lost(self, ended: Ended) -> None:
         self.connection = None

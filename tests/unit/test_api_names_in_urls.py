@@ -28,8 +28,6 @@ NAMES = [
     "a%2Fb",
     "#1&x=y;z+w",
     "..a/../b",
-    ".",
-    "..",
     "validate",
     "status",
     "pause",
@@ -80,8 +78,7 @@ async def request(port: int, method: str, path: str, body: Any = None) -> tuple[
 @pytest.mark.parametrize("name", NAMES)
 async def test_every_name_is_reached_where_its_location_says(api: Api, name: str) -> None:
     created = await api.create(name)
-    if name not in {".", ".."}:
-        assert created.headers["location"] == f"{MAPPINGS}/{quote(name, safe='')}"
+    assert created.headers["location"] == f"{MAPPINGS}/{quote(name, safe='')}"
     path = created.headers["location"]
     assert (await api.http.get(path)).json()["name"] == name
     assert (await api.http.post(f"{path}/pause")).json()["name"] == name

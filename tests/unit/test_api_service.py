@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from server.api.application import create_api
 from server.runtime.health import Health, Stuck
-from tests.unit.api_under_test import MAPPINGS, Api, FakeRuntime, api_under_test, document, problem
+from tests.unit.api_under_test import MAPPINGS, Api, api_under_test, document, problem
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

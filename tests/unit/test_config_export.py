@@ -19,7 +19,7 @@ _FILTERS = st.one_of(_TEXT, _TRAPS).map(lambda text: text.replace("+", "").repla
 
 _MAPPINGS = st.builds(
     Mapping,
-    name=st.one_of(_TRAPS, _TEXT).filter(lambda name: 1 <= len(name) <= 128),
+    name=st.one_of(_TRAPS, _TEXT).filter(lambda name: 1 <= len(name) <= 128 and name not in {".", ".."}),
     paused=st.booleans(),
     mqtt=st.builds(
         MqttSource, topic=_FILTERS | st.lists(_FILTERS, min_size=1, max_size=3), qos=st.sampled_from([0, 1, 2])
