@@ -1,0 +1,134 @@
+"""Tests without waiting: an event loop whose clock jumps to the next timer as soon as nothing else is left to do.
+
+    @in_virtual_time
+    async def test_it_waits_ten_seconds() -> None: ...
+
+The service's own clocks follow the loop's. A test that would hang for ever fails at once, and so does one that leaves
+a task behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import selectors
+import time
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ParamSpec
+from unittest.mock import patch
+
+from server.store.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+P = ParamSpec("P")
+
+_START = 1000.0
+_REAL_SECONDS = 20.0
+_CLOCKS = (
+    "server.kafka.errorlog",
+    "server.kafka.sink",
+    "server.runtime.forwarder",
+    "server.runtime.intake",
+    "server.runtime.metrics",
+    "server.runtime.supervisor",
+)
+
+
+class _Selector(selectors.DefaultSelector):
+    """Jumps instead of waiting, unless a thread is at work."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        ready = super().select(0)
+        if ready or timeout == 0:
+            return ready
+        if self._loop.busy_threads or timeout is None:
+            ready = super().select(_REAL_SECONDS)
+            if not ready:
+                raise RuntimeError("nothing will ever happen")
+            return ready
+        self._loop.now += max(0.0, timeout or 0.0)
+        return []
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop with a clock of its own."""
+
+    def __init__(self) -> None:
+        self.now = _START
+        self.busy_threads = 0
+        super().__init__(_Selector(self))
+
+    def time(self) -> float:
+        return self.now
+
+
+def in_virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Make an async test a plain one that runs on a VirtualLoop."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+            loop = runner.get_loop()
+            assert isinstance(loop, VirtualLoop)
+            with ExitStack() as stack:
+                clock = SimpleNamespace(monotonic=loop.time, time=loop.time)
+                assert time.monotonic is not clock.monotonic
+                for module in _CLOCKS:
+                    stack.enter_context(patch(f"{module}.time", clock))
+                stack.enter_context(patch.object(Worker, "run", _counted(Worker.run, loop)))
+                runner.run(_alone(test(*args, **kwargs)))
+
+    del run.__wrapped__  # type: ignore[attr-defined]  # pytest would ask it whether it is async
+    run.__signature__ = _signature(test)  # type: ignore[attr-defined]
+    return run
+
+
+def _signature(test: Callable[..., Any]) -> Any:
+    import inspect  # noqa: PLC0415
+
+    return inspect.signature(test)
+
+
+async def _alone(test: Coroutine[Any, Any, None]) -> None:
+    await test
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not left, f"tasks left behind: {left}"
+
+
+def _counted(
+    run: Callable[..., Coroutine[Any, Any, Any]], loop: VirtualLoop
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    async def counted(*args: Any, **kwargs: Any) -> Any:
+        loop.busy_threads += 1
+        try:
+            return await run(*args, **kwargs)
+        finally:
+            loop.busy_threads -= 1
+
+    return counted
+
+
+def now() -> float:
+    """The virtual time in seconds."""
+    return asyncio.get_running_loop().time()
+
+
+async def until(condition: Callable[[], object], *, within: float = 120.0) -> None:
+    """Let virtual time pass until the condition holds."""
+    end = now() + within
+    while not condition():
+        assert now() < end, "the condition never held"
+        await asyncio.sleep(0.005)
+
+
+async def settled(turns: int = 20) -> None:
+    """Let everything happen that needs no time."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
