@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import selectors
 import time
 from contextlib import ExitStack
@@ -49,7 +50,7 @@ class _Selector(selectors.DefaultSelector):
         if ready or timeout == 0:
             return ready
         if self._loop.busy_threads or timeout is None:
-            ready = super().select(_REAL_SECONDS)
+            ready = super().select(_REAL_SECONDS if self._loop.busy_threads else 1.0)
             if not ready:
                 raise RuntimeError("nothing will ever happen")
             return ready
@@ -85,15 +86,9 @@ def in_virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P,
                 stack.enter_context(patch.object(Worker, "run", _counted(Worker.run, loop)))
                 runner.run(_alone(test(*args, **kwargs)))
 
-    del run.__wrapped__  # type: ignore[attr-defined]  # pytest would ask it whether it is async
-    run.__signature__ = _signature(test)  # type: ignore[attr-defined]
+    del run.__wrapped__  # pytest would ask it whether it is async
+    run.__signature__ = inspect.signature(test)  # type: ignore[attr-defined]
     return run
-
-
-def _signature(test: Callable[..., Any]) -> Any:
-    import inspect  # noqa: PLC0415
-
-    return inspect.signature(test)
 
 
 async def _alone(test: Coroutine[Any, Any, None]) -> None:
