@@ -503,7 +503,8 @@ class Connection:
             self._cancel_timers()
             if self._wire is not None:
                 self._wire.close()
-            self.ended.set_result(ended)
+            if not self.ended.done():
+                self.ended.set_result(ended)
 
     async def _exchange(self, call: Coroutine[Any, Any, _T], name: str) -> _T:
         """Wait for what the broker answers to one of aiomqtt's calls, or for the end of the connection."""

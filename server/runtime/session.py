@@ -168,7 +168,8 @@ class MqttSession:
         await self._subscribe(connection, row)
         self._backoff.reset()
         self._events.mqtt_trouble(None)
-        return await connection.ended
+        # Shielded: this task is cancelled to leave the connection, and what leaves it still asks whether it has ended.
+        return await asyncio.shield(connection.ended)
 
     def _row(self, client_id: str) -> Session:
         return self._ledger.session(client_id) or Session(client_id, self._spec.name)
