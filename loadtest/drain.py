@@ -3,7 +3,8 @@
 Its session is established by starting it once, until a message goes through, and stopping it. Then the session is
 filled. For the measurement the forwarder starts while the broker is frozen, so that it has loaded everything and waits
 for the first byte when the broker goes on, which starts the clock: neither its start nor what it buffers meanwhile is
-part of the figures. The topic has LogAppendTime: Kafka's own clock says when each batch was written, the same way for every forwarder.
+part of the figures. The topic has LogAppendTime: Kafka's own clock says when each batch was written, the same way for
+every forwarder.
 """
 
 from __future__ import annotations
