@@ -125,6 +125,8 @@ class Stage:
             for mapping in mappings:
                 await service.wait_state(mapping["name"])
             yield service
+        # A crash that was survived is a fault all the same.
+        assert "Traceback" not in service.log_path.read_text(), service.log_path
 
     def traffic(self, **options: Any) -> Traffic:
         """Make traffic that matches `mapping`."""

@@ -53,8 +53,8 @@ async def test_nothing_is_left_with_the_broker(stage: Stage, qos: int) -> None:
         assert await service.sigterm() == 0
     marker = [(f"{stage.unique}/marker", b"marker")]
     await stage.publish(marker)
-    host, port, again = stage.mosquitto.host, stage.mosquitto.port, {"session_expiry_interval": 600}
-    async with subscriber(host, port, stage.unique, client_id=stage.client_id, clean_start=False, **again) as session:
+    host, port, client_id = stage.mosquitto.host, stage.mosquitto.port, stage.client_id
+    async with subscriber(host, port, stage.unique, client_id=client_id, clean_start=False) as session:
         assert [(m.topic, m.payload) for m in await session.wait(1)] == marker
 
 
