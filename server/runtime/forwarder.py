@@ -156,8 +156,10 @@ class Forwarder:
             # First the producer, so that nothing is written once the mapping is not running any more.
             await _ended(writing, stopping)
             await _ended(reading)
-            await session.leave()
-            self._give_up(sink, durable=session.durable)
+            try:
+                await session.leave()
+            finally:
+                self._give_up(sink, durable=session.durable)
         for task in (writing, reading):
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error

@@ -265,8 +265,13 @@ class MqttSession:
     async def leave(self) -> None:
         """Leave the connection, if there is one, as design.md says: every acknowledgement arrives, nothing is lost."""
         if self.connection is not None:
-            await self.connection.leave()
-            self._lost(_LEFT)
+            try:
+                await self.connection.leave()
+            except BaseException:
+                self.connection.abort()
+                raise
+            finally:
+                self._lost(_LEFT)
 
     def _check_malformed(self, ended: Ended) -> None:
         if ended.malformed is None:
