@@ -191,7 +191,14 @@ class Producer:
             # It takes one cancellation to leave the loop and one for each exchange it then waits for.
             sender.cancel()
             await asyncio.wait([sender], timeout=_STEP_SECONDS)
+        # A batch that waits for its next attempt is not in `_pending_batches`, where its callback will look for it, and
+        # nobody asks whether it was drained.
+        unsent = [batch for queue in accumulator._batches.values() for batch in queue]  # noqa: SLF001
+        accumulator._pending_batches.update(unsent)  # noqa: SLF001
         accumulator.fail_all(KafkaError("the producer was abandoned"))
+        for batch in unsent:
+            if not batch._drain_waiter.cancelled():  # noqa: SLF001
+                batch._drain_waiter.exception()  # noqa: SLF001
 
 
 async def _no_connection(*_: Any, **__: Any) -> None:
