@@ -18,7 +18,7 @@ from rich.table import Table
 from loadtest.drain import PARTITIONS, TOPICS, Load, Place, drain
 from loadtest.figures import Drain, MeasurementError, Summary, summarize
 from loadtest.forwarders import one_by_one, plain, service
-from tests.brokers import Kafka, Mosquitto
+from tests.brokers import BrokerError, Kafka, Mosquitto
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parsed(argv)
     try:
         enough = asyncio.run(run(options, console))
-    except MeasurementError as error:
+    except (MeasurementError, BrokerError) as error:
         console.print(f"[red]no result:[/red] {error}", highlight=False)
         return 1
     return 0 if enough else 1
