@@ -17,7 +17,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 # What a remembered delivery costs: the entry, its digest, its share of the table.
 CANDIDATE_BYTES = 300
@@ -61,11 +61,23 @@ class Arrival(Generic[M]):
 
 
 @dataclass(slots=True, frozen=True)
-class _Candidate(Generic[M]):
-    arrival: Arrival[M]
+class Fingerprint:
+    """What tells one delivery from another, without its payload."""
+
     topic: str
     qos: int
     digest: bytes
+
+    @classmethod
+    def of(cls, message: Delivery) -> Fingerprint:
+        """The fingerprint of a message."""
+        return cls(message.topic, message.qos, blake2b(message.payload, digest_size=16).digest())
+
+
+@dataclass(slots=True, frozen=True)
+class _Candidate(Generic[M]):
+    arrival: Arrival[M]
+    fingerprint: Fingerprint
 
 
 class AckWindow(Generic[M]):
@@ -123,18 +135,21 @@ class AckWindow(Generic[M]):
             due.append(arrival)
         return due
 
-    def connection_lost(self, *, takeover: bool) -> None:
+    def connection_lost(self, *, takeover: bool, withheld: Iterable[tuple[int, Fingerprint]] = ()) -> None:
         """The connection ended: none of its acknowledgements can be written any more.
+
+        `withheld` are packet ids and fingerprints of what was due and handed out, but not written either.
 
         After a takeover another client may have held the session, so no redelivery may be attached to what it
         left, nor to anything before.
         """
+        confirmed: Arrival[M] = Arrival((), 0, 0.0, open_parts=0)
+        for packet_id, fingerprint in withheld:
+            self._candidates[packet_id] = _Candidate(confirmed, fingerprint)
         for arrival in self._order:
             for message in arrival.messages:
                 if message.packet_id is not None:
-                    self._candidates[message.packet_id] = _Candidate(
-                        arrival, message.topic, message.qos, _digest(message.payload)
-                    )
+                    self._candidates[message.packet_id] = _Candidate(arrival, Fingerprint.of(message))
             arrival.messages = ()
             if arrival.open_parts:
                 self._orphans.add(arrival)
@@ -168,12 +183,7 @@ class AckWindow(Generic[M]):
         if message.packet_id is None:
             return None
         candidate = self._candidates.get(message.packet_id)
-        if (
-            candidate is None
-            or candidate.topic != message.topic
-            or candidate.qos != message.qos
-            or candidate.digest != _digest(message.payload)
-        ):
+        if candidate is None or candidate.fingerprint != Fingerprint.of(message):
             return None
         del self._candidates[message.packet_id]
         return candidate.arrival
@@ -184,7 +194,3 @@ class AckWindow(Generic[M]):
         if origin.open_parts and arrival not in origin.heirs:
             origin.heirs.append(arrival)
             arrival.open_parts += 1
-
-
-def _digest(payload: bytes) -> bytes:
-    return blake2b(payload, digest_size=16).digest()

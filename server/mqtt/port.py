@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
 
+    from server.core.acks import Fingerprint
     from server.core.connections import MqttConnection
     from server.core.lifecycle import Reason
     from server.core.subscription import Subscription, WireProtocol
@@ -142,6 +143,10 @@ class Connection(Protocol):
 
     def acknowledge(self, messages: Sequence[Message]) -> None:
         """Write PUBACK or PUBREC for these, in this order; only while the connection is open."""
+
+    @property
+    def withheld(self) -> Sequence[tuple[int, Fingerprint]]:
+        """Packet ids whose acknowledgement was asked for and is not written yet, and what they delivered."""
 
     def pause_reading(self) -> None:
         """Leave bytes in the socket, so that the broker feels the back-pressure."""

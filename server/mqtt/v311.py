@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from paho.mqtt.client import Client as PahoClient
     from paho.mqtt.client import MQTTMessage
 
+    from server.core.acks import Fingerprint
     from server.core.subscription import Subscription
     from server.mqtt.port import Message
 
@@ -247,6 +248,11 @@ class Connection:
         ]
         if acks:
             self._write(b"".join(acks))
+
+    @property
+    def withheld(self) -> Sequence[tuple[int, Fingerprint]]:
+        """None: every acknowledgement is written at once."""
+        return ()
 
     def pause_reading(self) -> None:
         """Leave bytes in the socket, so that the broker feels the back-pressure."""

@@ -29,10 +29,12 @@ from server.mqtt.port import (
     SessionRequest,
     SubscriptionRefusedError,
 )
+from server.mqtt.release import Release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from server.core.acks import Fingerprint
     from server.core.subscription import Subscription
     from server.mqtt.port import Message
 
@@ -96,6 +98,8 @@ class Connection(asyncio.Protocol):
         self._connack: asyncio.Future[None] = self._loop.create_future()
         self._answers: dict[int, asyncio.Future[list[int]]] = {}
         self._next_packet_id = 1
+        self._release = Release(request.unreleased)
+        self._all_written: asyncio.Future[None] | None = None
         self._pings_unanswered = 0
         self._pings_answered: asyncio.Future[None] | None = None
         self._keep_alive = request.broker.keep_alive
@@ -211,17 +215,11 @@ class Connection(asyncio.Protocol):
         """Tell everyone who waits."""
         if self._keep_alive_timer:
             self._keep_alive_timer.cancel()
-        # Mosquitto 2.0 closes without DISCONNECT when another client takes the session; a close is a reset if the
-        # broker had unread bytes.
-        by_broker = exc is None or isinstance(exc, ConnectionResetError | BrokenPipeError)
-        possible_takeover = by_broker and self._granted is not None
-        hint = ", perhaps because another client uses the client id" if possible_takeover else ""
         ended = self._ending or Ended(
             Reason(
                 "mqtt_connection_lost",
-                f"the connection to {self._request.broker.address} was lost: {exc or 'closed by the broker'}{hint}",
+                f"the connection to {self._request.broker.address} was lost: {exc or 'closed by the broker'}",
             ),
-            possible_takeover=possible_takeover,
             silent=exc is None and not self._heard,
         )
         self._ending = ended
@@ -233,7 +231,6 @@ class Connection(asyncio.Protocol):
     def acknowledge(self, messages: Sequence[Message]) -> None:
         """Write PUBACK or PUBREC for these, in this order; only while the connection is open."""
         puback = mqtt5.PubAckPacket
-        unreleased = self._request.unreleased
         acks: list[bytes] = []
         for message in messages:
             packet_id = message.packet_id
@@ -242,10 +239,14 @@ class Connection(asyncio.Protocol):
             if message.qos == 1:
                 acks.append(puback(packet_id).write())
             else:
-                unreleased.add(packet_id)
-                acks.append(mqtt5.PubRecPacket(packet_id).write())
-        if acks:
-            self._write(b"".join(acks))
+                self._release.due(packet_id, message)
+        acks.append(self._release.pubrecs())
+        self._write(b"".join(acks))
+
+    @property
+    def withheld(self) -> Sequence[tuple[int, Fingerprint]]:
+        """Packet ids whose acknowledgement was asked for and is not written yet, and what they delivered."""
+        return self._release.withheld
 
     def pause_reading(self) -> None:
         """Leave bytes in the socket, so that the broker feels the back-pressure."""
@@ -312,16 +313,22 @@ class Connection(asyncio.Protocol):
             return
         self.resume_reading()
         self._leaving = True
-        self._pings_answered = self._loop.create_future()
-        self._send_ping()
-        waiting: list[asyncio.Future[Any]] = [self._pings_answered, self.ended]
         try:
-            await asyncio.wait(waiting, timeout=LEAVE_PINGRESP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if not self._release.is_empty:
+                self._all_written = self._loop.create_future()
+                await self._or_ended(self._all_written, LEAVE_PINGRESP_SECONDS)
+            self._pings_answered = self._loop.create_future()
+            self._send_ping()
+            await self._or_ended(self._pings_answered, LEAVE_PINGRESP_SECONDS)
             if not self.ended.done():
                 self._transport.write(_DISCONNECT)
                 await asyncio.wait([self.ended], timeout=LEAVE_CLOSE_SECONDS)
         finally:
             self.abort()
+
+    async def _or_ended(self, future: asyncio.Future[None], seconds: float) -> None:
+        waiting: list[asyncio.Future[Any]] = [future, self.ended]
+        await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
 
     def abort(self) -> None:
         """Close at once."""
@@ -368,20 +375,16 @@ class Connection(asyncio.Protocol):
             subscription_identifiers=packet.subscription_id_available,
         )
         if not packet.session_present:
-            asked.unreleased.clear()
+            self._release.forget()
         if self._keep_alive:
             self._schedule_ping()
         self._receiver.connected(self)
         self._connack.set_result(None)
 
     def _on_pubrel(self, packet: mqtt5.PubRelPacket) -> None:
-        unreleased = self._request.unreleased
-        if packet.packet_id in unreleased:
-            unreleased.discard(packet.packet_id)
-            self._write(mqtt5.PubCompPacket(packet.packet_id).write())
-        else:
-            unknown = mqtt5.PubCompReasonCode.PACKET_ID_NOT_FOUND
-            self._write(mqtt5.PubCompPacket(packet.packet_id, reason_code=unknown).write())
+        self._write(self._release.pubcomp(packet.packet_id) + self._release.pubrecs())
+        if self._all_written is not None and self._release.is_empty and not self._all_written.done():
+            self._all_written.set_result(None)
 
     def _on_answer(self, packet: mqtt5.SubAckPacket | mqtt5.UnsubAckPacket) -> None:
         answer = self._answers.pop(packet.packet_id, None)

@@ -57,8 +57,8 @@ class Intake:
     def detach(self, *, takeover: bool) -> None:
         """The connection is gone: what it left still goes to Kafka, and none of it can be acknowledged any more."""
         if self._connection is not None:
-            self._connection = None
-            self.window.connection_lost(takeover=takeover)
+            withheld, self._connection = self._connection.withheld, None
+            self.window.connection_lost(takeover=takeover, withheld=withheld)
 
     def session_lost(self) -> None:
         """The broker has no copy of anything: redeliveries of the past can't come."""
@@ -108,8 +108,10 @@ class Intake:
         fresh: list[Message] = []
         tally = self._tally
         for message in messages:
-            if message.qos == 2 and message.packet_id in self._unreleased:  # noqa: PLR2004 - QoS 2 has no other name
-                tally.deduplicated += 1  # answered with PUBREC again, in its turn
+            # Answered with PUBREC again, in its turn. Without DUP it can only be a new message of a broker that uses an
+            # id again too early, as Mosquitto 2.0.11 does when its ids wrap around: then a repeat is the lesser evil.
+            if message.qos == 2 and message.duplicate and message.packet_id in self._unreleased:  # noqa: PLR2004
+                tally.deduplicated += 1
                 continue
             if message.packet_id is not None and not message.duplicate:
                 # The broker sends new messages after the replay, so nothing else of the past will come. What stayed

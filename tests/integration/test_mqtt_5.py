@@ -855,17 +855,6 @@ async def test_receive_maximum_and_session_expiry_are_sent(five: Version) -> Non
         await asyncio.wait([connecting])
 
 
-async def test_a_takeover_is_known_or_suspected(version: Version, mosquitto: MqttBroker, unique: str) -> None:
-    async with (
-        version.connected(request(mosquitto, unique)) as (first, _),
-        version.connected(request(mosquitto, unique)) as (second, _),
-    ):
-        reason = await ended(first)
-        assert reason.takeover or reason.possible_takeover  # Mosquitto 2.0 closes without a word
-        assert second.is_open
-        assert second.granted.session_present
-
-
 async def test_a_takeover_that_is_told_is_certain(five: Version) -> None:
     async with five.faked() as (connection, _, peer):
         peer.write(packet(0xE0, b"\x8e"))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from server.core.acks import CANDIDATE_BYTES
+from server.core.acks import CANDIDATE_BYTES, Fingerprint
 from server.core.subscription import CopyFilter, Subscription
 from server.core.topics import matches
 from server.mqtt.port import Granted
@@ -44,6 +44,8 @@ class Message:
 
 class FakeConnection:
     """Notes what is acknowledged and whether it reads."""
+
+    withheld: tuple[tuple[int, Fingerprint], ...] = ()
 
     def __init__(self, *, session_present: bool = False) -> None:
         self.granted = Granted("5", session_present, "c", None, subscription_identifiers=True)
