@@ -345,6 +345,9 @@ class Supervisor:
             except ConnectionEndedError as error:
                 _log.warning("session_not_ended_yet", client_id=client_id, detail=error.ended.reason.detail)
                 await asyncio.sleep(backoff.next_delay())
+            except Exception:  # noqa: BLE001 - a bug must not make a loop without a pause of it
+                _log.exception("ending_session_crashed", client_id=client_id)
+                await asyncio.sleep(backoff.next_delay())
             else:
                 await self._ledger.forget(client_id)
                 _log.info("session_ended", client_id=client_id, mapping=row.mapping)
