@@ -208,11 +208,16 @@ class MqttSession:
             )
         if row.client_id and self._ledger.session(row.client_id) != row:
             await self._ledger.save(row)
+        clean_start = row.clean_start or not row.client_id
+        if protocol == "3.1.1" and row.clean_start and row.client_id:
+            # A clean session ends with its connection there: end the old one first, then begin one that stays.
+            await end_session(self._broker, row, protocol)
+            clean_start = False
         unreleased = self._memory.unreleased.setdefault(row.client_id, set())
         request = SessionRequest(
             broker=self._broker.connection,
             client_id=row.client_id,
-            clean_start=row.clean_start or not row.client_id,
+            clean_start=clean_start,
             session_expiry=self._expiry if row.client_id else 0,
             receive_maximum=receive_maximum,
             unreleased=unreleased,
