@@ -1,0 +1,99 @@
+"""Logs: our events and the libraries' records, for people and for machines."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+
+from server.logs import configure_logging
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    """What one test configures is no other's business."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    noisy = {name: logging.getLogger(name).level for name in ("uvicorn.access", "httpx", "httpcore", "alembic")}
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, before in noisy.items():
+        logging.getLogger(name).setLevel(before)
+    structlog.reset_defaults()
+
+
+def _lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def test_json_is_one_object_a_line_with_level_and_time(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "json")
+    structlog.get_logger().info("serving", url="http://x")
+    (line,) = _lines(capsys)
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {"event": "serving", "level": "info", "url": "http://x"}
+
+
+def test_the_libraries_records_look_the_same_and_name_their_logger(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "json")
+    logging.getLogger("aiokafka.client").warning("no %s", "leader")
+    (line,) = _lines(capsys)
+    assert (line["event"], line["level"], line["logger"]) == ("no leader", "warning", "aiokafka.client")
+
+
+def test_a_traceback_is_text_inside_the_object(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "json")
+    try:
+        1 / 0  # noqa: B018
+    except ZeroDivisionError:
+        structlog.get_logger().exception("crashed")
+        logging.getLogger("library").exception("crashed too")
+    ours, theirs = _lines(capsys)
+    for line in (ours, theirs):
+        assert "ZeroDivisionError: division by zero" in line["exception"]
+        assert "test_logs.py" in line["exception"]
+
+
+def test_an_exception_that_was_caught_elsewhere_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "console")
+    structlog.get_logger().error("crashed", exc_info=ZeroDivisionError("a bug"))
+    assert "ZeroDivisionError: a bug" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("style", ["console", "json"])
+def test_what_is_below_the_level_is_left_out(capsys: pytest.CaptureFixture[str], style: Any) -> None:
+    configure_logging("warning", style)
+    structlog.get_logger().info("quiet")
+    logging.getLogger("library").info("quiet")
+    structlog.get_logger().warning("loud")
+    logging.getLogger("library").error("louder")
+    written = capsys.readouterr().err
+    assert "quiet" not in written
+    assert "loud" in written
+    assert "louder" in written
+
+
+def test_the_console_shows_event_and_details_without_colours_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging("debug", "console")
+    structlog.get_logger().debug("mapping_running", mapping="a")
+    written = capsys.readouterr().err
+    assert "mapping_running" in written
+    assert "mapping=a" in written
+    assert "\x1b[" not in written
+
+
+def test_chatty_libraries_are_heard_from_warnings_on(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("debug", "json")
+    for name in ("uvicorn.access", "httpx", "alembic"):
+        logging.getLogger(name).info("chat")
+        logging.getLogger(name).warning("serious")
+    assert [line["event"] for line in _lines(capsys)] == ["serious"] * 3
