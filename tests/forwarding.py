@@ -53,6 +53,13 @@ class Traffic:
             running.cancel()
             await asyncio.wait([running])
 
+    async def more(self, count: int, timeout: float = 30.0) -> None:
+        """Wait until so many more are published by what flows."""
+        target = len(self.published) + count
+        async with asyncio.timeout(timeout):
+            while len(self.published) < target:
+                await asyncio.sleep(_TICK)
+
     async def _flow(self, per_second: int, at_least: int, enough: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
         async with connected(self._broker.host, self._broker.port) as connection:
