@@ -21,12 +21,6 @@ if TYPE_CHECKING:
 # What a message costs beside its bytes: the objects that hold it.
 MESSAGE_OVERHEAD_BYTES = 400
 
-CONNECT_TIMEOUT_SECONDS = 10.0
-PINGRESP_TIMEOUT_SECONDS = 10.0
-SUBACK_TIMEOUT_SECONDS = 30.0
-LEAVE_PINGRESP_SECONDS = 2.0
-LEAVE_CLOSE_SECONDS = 1.0
-
 
 class Message(Protocol):
     """A message as received; `packet_id` is None at QoS 0."""
@@ -169,8 +163,11 @@ class Connection(Protocol):
             ConnectionEndedError: the connection is gone.
         """
 
-    async def leave(self) -> None:
-        """Leave so that the broker has seen every acknowledgement, without ending the session (design.md, 4)."""
+    async def leave(self, patience: float = ...) -> None:
+        """Leave so that the broker has seen every acknowledgement, without ending the session (design.md, 4).
+
+        The broker gets `patience` seconds to show that.
+        """
 
     def abort(self) -> None:
         """Close at once."""
@@ -180,7 +177,7 @@ class Connector(Protocol):
     """Makes connections of one protocol."""
 
     async def connect(self, request: SessionRequest, receiver: Receiver) -> Connection:
-        """Connect within CONNECT_TIMEOUT_SECONDS.
+        """Connect within a limited time.
 
         Raises:
             ConnectionEndedError: it could not be made.

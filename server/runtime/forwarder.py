@@ -18,6 +18,7 @@ import structlog
 from server.core.backoff import Backoff
 from server.core.lifecycle import Reason, Signal, State, next_state
 from server.kafka.sink import Sink, SinkStoppedError
+from server.mqtt.connection import LEAVE_PINGRESP_SECONDS
 from server.runtime.counters import Rates, Tally
 from server.runtime.intake import Intake
 from server.runtime.session import MqttSession, SessionMemory, SessionStoppedError
@@ -166,6 +167,7 @@ class Forwarder:
 
     async def _drain(self, sink: Sink, writing: asyncio.Task[None], reading: asyncio.Task[None]) -> None:
         """Bring what was received to Kafka and its acknowledgements to the broker, within the time there is."""
+        deadline = time.monotonic() + DRAIN_SECONDS
         self.intake.close()
         await _ended(reading)
         drained = asyncio.create_task(sink.drained(), name=f"drain of {self.name}")
@@ -173,7 +175,8 @@ class Forwarder:
         await _ended(drained)
         if not sink.unconfirmed and self._session is not None:
             self.intake.acknowledge_due()
-            await self._session.leave()
+            # A broker that is behind gets all the time there is: what it has not read would come again.
+            await self._session.leave(max(LEAVE_PINGRESP_SECONDS, deadline - time.monotonic()))
 
     def _give_up(self, sink: Sink, *, durable: bool) -> None:
         """Account for what Kafka had not confirmed: it comes again, or it is lost and counted so."""

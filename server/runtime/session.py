@@ -16,6 +16,7 @@ from server.core.backoff import Backoff
 from server.core.lifecycle import Reason
 from server.core.subscription import CopyFilter, Session, plan_subscriptions
 from server.core.topics import any_overlap
+from server.mqtt.connection import LEAVE_PINGRESP_SECONDS
 from server.mqtt.negotiate import Negotiation
 from server.mqtt.port import ConnectionEndedError, Ended, SessionRequest, SubscriptionRefusedError
 
@@ -275,11 +276,11 @@ class MqttSession:
         self.connection = None
         self._intake.detach(takeover=ended.takeover or ended.possible_takeover)
 
-    async def leave(self) -> None:
+    async def leave(self, patience: float = LEAVE_PINGRESP_SECONDS) -> None:
         """Leave the connection, if there is one, as design.md says: every acknowledgement arrives, nothing is lost."""
         if self.connection is not None:
             try:
-                await self.connection.leave()
+                await self.connection.leave(patience)
             except BaseException:
                 self.connection.abort()
                 raise

@@ -16,6 +16,7 @@ import pytest
 
 from server.core.connections import MqttConnection
 from server.core.subscription import Subscription
+from server.mqtt import connection as base
 from server.mqtt import v5, v311
 from server.mqtt.port import (
     MESSAGE_OVERHEAD_BYTES,
@@ -251,7 +252,7 @@ async def test_a_broker_that_closes_in_the_middle_of_connack_is_not_silent(versi
 
 
 async def test_a_broker_that_never_answers_is_a_timeout(version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(version.module, "CONNECT_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(base, "CONNECT_TIMEOUT_SECONDS", 0.2)
     async with fake_broker() as broker:
         peer, connecting, _ = await version.connecting(broker)
         with pytest.raises(ConnectionEndedError) as raised:
@@ -560,8 +561,8 @@ async def test_leaving_reads_on_when_reading_was_paused(version: Version) -> Non
 async def test_leaving_a_silent_broker_takes_as_long_as_allowed_and_no_longer(
     version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(version.module, "LEAVE_PINGRESP_SECONDS", 0.1)
-    monkeypatch.setattr(version.module, "LEAVE_CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(base, "LEAVE_PINGRESP_SECONDS", 0.1)
+    monkeypatch.setattr(base, "LEAVE_CLOSE_SECONDS", 0.1)
     async with version.faked() as (connection, _, peer):
         async with asyncio.timeout(TIMEOUT):
             await connection.leave()
@@ -614,7 +615,7 @@ async def test_a_refused_filter_is_named_and_the_connection_stays(version: Versi
 async def test_a_subscribe_without_answer_ends_the_connection(
     version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(version.module, "SUBACK_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(base, "SUBACK_TIMEOUT_SECONDS", 0.1)
     async with version.faked() as (connection, _, peer):
         with pytest.raises(ConnectionEndedError) as raised:
             await connection.subscribe(subscriptions("a"))
@@ -627,7 +628,7 @@ async def test_a_subscribe_without_answer_ends_the_connection(
 async def test_an_unsubscribe_without_answer_ends_the_connection(
     version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(version.module, "SUBACK_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(base, "SUBACK_TIMEOUT_SECONDS", 0.1)
     async with version.faked() as (connection, _, _):
         with pytest.raises(ConnectionEndedError) as raised:
             await connection.unsubscribe(["a"])
@@ -707,7 +708,7 @@ async def test_a_broker_that_is_killed_is_noticed_at_once(
 
 
 async def test_a_broker_that_answers_no_pingreq_is_given_up(version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(version.module, "PINGRESP_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(base, "PINGRESP_TIMEOUT_SECONDS", 0.2)
     async with version.faked(keep_alive=1) as (connection, _, peer):
         await peer.expect(PINGREQ)
         assert (await ended(connection)).reason.code == "mqtt_keep_alive"
@@ -715,7 +716,7 @@ async def test_a_broker_that_answers_no_pingreq_is_given_up(version: Version, mo
 
 
 async def test_a_broker_that_answers_is_kept(version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(version.module, "PINGRESP_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(base, "PINGRESP_TIMEOUT_SECONDS", 0.3)
     async with version.faked(keep_alive=1) as (connection, _, peer):
         for _ in range(3):
             await peer.expect(PINGREQ)
@@ -726,7 +727,7 @@ async def test_a_broker_that_answers_is_kept(version: Version, monkeypatch: pyte
 async def test_a_broker_that_sends_messages_before_pingresp_is_not_silent(
     version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(version.module, "PINGRESP_TIMEOUT_SECONDS", 0.4)
+    monkeypatch.setattr(base, "PINGRESP_TIMEOUT_SECONDS", 0.4)
     async with version.faked(keep_alive=1) as (connection, _, peer):
         await peer.expect(PINGREQ)
         for n in range(1, 9):  # a backlog that takes longer than PINGRESP may
@@ -740,7 +741,7 @@ async def test_a_broker_that_sends_messages_before_pingresp_is_not_silent(
 async def test_while_reading_is_paused_pingreqs_go_on_and_no_answer_is_judged(
     version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(version.module, "PINGRESP_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(base, "PINGRESP_TIMEOUT_SECONDS", 0.2)
     async with version.faked(keep_alive=1) as (connection, collector, peer):
         connection.pause_reading()
         connection.pause_reading()
@@ -761,7 +762,7 @@ async def test_while_reading_is_paused_pingreqs_go_on_and_no_answer_is_judged(
 async def test_a_broker_that_stays_silent_after_a_pause_is_given_up(
     version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(version.module, "PINGRESP_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(base, "PINGRESP_TIMEOUT_SECONDS", 0.2)
     async with version.faked(keep_alive=1) as (connection, _, peer):
         connection.pause_reading()
         await peer.expect(PINGREQ)

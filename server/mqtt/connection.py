@@ -1,0 +1,356 @@
+"""What a connection does whichever protocol it speaks: connecting within a limit, keep alive, and leaving in order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
+
+from server.core.lifecycle import Reason
+from server.mqtt.port import MESSAGE_OVERHEAD_BYTES, ConnectionEndedError, Ended
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Sequence
+
+    from server.core.acks import Fingerprint
+    from server.core.subscription import Subscription
+    from server.mqtt.port import Granted, Message, Receiver, SessionRequest
+
+CONNECT_TIMEOUT_SECONDS = 10.0
+PINGRESP_TIMEOUT_SECONDS = 10.0
+SUBACK_TIMEOUT_SECONDS = 30.0
+LEAVE_PINGRESP_SECONDS = 2.0
+LEAVE_CLOSE_SECONDS = 1.0
+
+REFUSED = 0x80  # reason codes from here on are refusals
+_PINGREQ = b"\xc0\x00"
+_DISCONNECT = b"\xe0\x00"
+_MALFORMED_SAMPLE_BYTES = 64
+_MAX_LENGTH_BYTES = 4
+_T = TypeVar("_T")
+_log = structlog.get_logger()
+
+
+class BaseConnection(ABC):
+    """One connection, without the packets of its protocol.
+
+    A subclass calls `heard` for every read, `accept` on CONNACK, `take_pingresp` on PINGRESP and `closed` when the
+    socket is gone; it supplies what stands below as abstract.
+    """
+
+    def __init__(self, request: SessionRequest, receiver: Receiver) -> None:
+        self._request = request
+        self._receiver = receiver
+        self._loop = asyncio.get_running_loop()
+        self._buffer = bytearray()
+        self._needed = 0
+        self._heard = False
+        self._granted: Granted | None = None
+        self._connack: asyncio.Future[None] = self._loop.create_future()
+        self._keep_alive = request.broker.keep_alive
+        self._keep_alive_timer: asyncio.TimerHandle | None = None
+        self._judge_timer: asyncio.TimerHandle | None = None
+        self._silent_since: float | None = None
+        self._pings_unanswered = 0
+        self._pings_answered: asyncio.Future[None] | None = None
+        self._reading_paused = False
+        self._leaving = False
+        self._ending: Ended | None = None
+        self.ended: asyncio.Future[Ended] = self._loop.create_future()
+
+    # --- what the protocol supplies ---------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def _is_connected(self) -> bool:
+        """Whether there is a socket to write to."""
+
+    @abstractmethod
+    def _write(self, data: bytes) -> None:
+        """Write, unless the connection is ending."""
+
+    @abstractmethod
+    def _stop_reading(self) -> None:
+        """Leave bytes in the socket."""
+
+    @abstractmethod
+    def _start_reading(self) -> None:
+        """Read again."""
+
+    @abstractmethod
+    def _end(self, ended: Ended) -> None:
+        """Close behind what was written; `ended` says why."""
+
+    @abstractmethod
+    def _abort(self, ended: Ended) -> None:
+        """Close at once; `ended` says why, unless it is ending already."""
+
+    @abstractmethod
+    def _disconnect_for(self, code: int) -> bytes:
+        """The DISCONNECT that tells the broker this reason code; empty where the protocol has none."""
+
+    @abstractmethod
+    async def _acknowledgements_written(self, within: float) -> None:
+        """Wait until every acknowledgement that is due was written, for so many seconds at most."""
+
+    @abstractmethod
+    def acknowledge(self, messages: Sequence[Message]) -> None:
+        """Write PUBACK or PUBREC for these, in this order; only while the connection is open."""
+
+    @abstractmethod
+    async def subscribe(self, subscriptions: Sequence[Subscription]) -> dict[str, int]:
+        """Subscribe, and return the QoS granted per filter.
+
+        Raises:
+            SubscriptionRefusedError: the broker refused a filter.
+            ConnectionEndedError: the connection is gone.
+        """
+
+    @abstractmethod
+    async def unsubscribe(self, filters: Sequence[str]) -> None:
+        """Unsubscribe.
+
+        Raises:
+            ConnectionEndedError: the connection is gone.
+        """
+
+    # --- the port ---------------------------------------------------------------------------------------------------
+
+    @property
+    def granted(self) -> Granted:
+        """What the broker granted; only after `accepted`."""
+        if self._granted is None:
+            raise RuntimeError("the broker has not accepted this connection yet")
+        return self._granted
+
+    @property
+    def is_open(self) -> bool:
+        """Whether acknowledgements can still be written."""
+        return self._granted is not None and self._ending is None
+
+    @property
+    def withheld(self) -> Sequence[tuple[int, Fingerprint]]:
+        """Packet ids whose acknowledgement was asked for and is not written yet, and what they delivered."""
+        return ()
+
+    async def connect(self, opening: Awaitable[object]) -> None:
+        """Wait until the socket is open and the broker has accepted; nothing is left behind if that fails.
+
+        Raises:
+            ConnectionEndedError: it refused, could not be reached, or did not answer in CONNECT_TIMEOUT_SECONDS.
+        """
+        address = self._request.broker.address
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+                await opening
+                await self.answered(self._connack)
+        except TimeoutError:
+            self.abort()
+            silence = f"no CONNACK from {address} within {CONNECT_TIMEOUT_SECONDS:g} s"
+            raise ConnectionEndedError(Ended(Reason("mqtt_timeout", silence))) from None
+        except (OSError, UnicodeError) as error:  # UnicodeError: a host name that no DNS query can carry
+            self.abort()
+            what = getattr(error, "strerror", None) or error
+            unreachable = Reason("mqtt_unreachable", f"can't connect to {address}: {what}")
+            raise ConnectionEndedError(Ended(unreachable)) from error
+        except BaseException:
+            self.abort()
+            raise
+
+    def pause_reading(self) -> None:
+        """Leave bytes in the socket, so that the broker feels the back-pressure."""
+        if self._is_connected and not self._reading_paused and not self._leaving and self._ending is None:
+            self._reading_paused = True
+            self._stop_reading()
+
+    def resume_reading(self) -> None:
+        """Read again; an outstanding PINGRESP gets its full time from here."""
+        if self._is_connected and self._reading_paused and self._ending is None:
+            self._reading_paused = False
+            if self._silent_since is not None:
+                self._silent_since = time.monotonic()
+            self._start_reading()
+
+    async def leave(self, patience: float = LEAVE_PINGRESP_SECONDS) -> None:
+        """Leave so that the broker has seen every acknowledgement, without ending the session (design.md, 4).
+
+        The broker gets `patience` seconds to answer. Messages that still arrive are discarded unacknowledged. Bytes
+        left unread at close would become a TCP reset, and the broker would forget acknowledgements it had not read.
+        """
+        if not self._is_connected or self._ending is not None:
+            return
+        self.resume_reading()
+        self._leaving = True
+        self._cancel_timers()
+        try:
+            await self._acknowledgements_written(patience)
+            self._pings_answered = self._loop.create_future()
+            self._send_ping()
+            await self.or_ended(self._pings_answered, patience)
+            if not self._pings_answered.done():
+                _log.warning("left_without_pingresp", client_id=self._request.client_id, seconds=patience)
+            if not self.ended.done():
+                self._write(_DISCONNECT)
+                await asyncio.wait([self.ended], timeout=LEAVE_CLOSE_SECONDS)
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._abort(Ended(Reason("mqtt_closed", "closed by this side")))
+
+    # --- for the protocol -------------------------------------------------------------------------------------------
+
+    def heard(self, data: bytes) -> bytes:
+        """Note that the broker lives. Returns what to decode: with what was left over, empty if a packet lacks more."""
+        self._heard = True
+        if self._silent_since is not None:
+            self._silent_since = time.monotonic()
+        buffer = self._buffer
+        if not buffer:
+            return data
+        buffer += data
+        if len(buffer) < self._needed:
+            return b""
+        data = bytes(buffer)
+        buffer.clear()
+        return data
+
+    def keep(self, rest: memoryview) -> None:
+        """Keep the beginning of a packet until more of it comes."""
+        self._buffer += rest
+        self._needed = packet_size(self._buffer) or 0
+
+    def accept(self, granted: Granted) -> None:
+        """The broker accepted: tell whoever receives, before any message."""
+        self._granted = granted
+        if self._keep_alive:
+            self._schedule_ping()
+        self._receiver.connected(self)
+        if not self._connack.done():
+            self._connack.set_result(None)
+
+    def hand_over(self, messages: list[Message], message_bytes: int) -> None:
+        """Hand messages of this size (bytes on the wire) on; while leaving they are discarded unacknowledged."""
+        if self._granted is None:
+            self.refuse_packet("PUBLISH before CONNACK")
+        elif not self._leaving:
+            self._receiver.received(messages, message_bytes + MESSAGE_OVERHEAD_BYTES * len(messages))
+
+    def refuse_packet(self, what: str) -> Ended:
+        """End the connection: the broker sent what it may not."""
+        self._write(self._disconnect_for(0x82))
+        ended = Ended(Reason("mqtt_protocol", f"the broker broke the protocol: {what}"))
+        self._end(ended)
+        return self._ending or ended
+
+    def malformed(self, data: bytes, what: str) -> None:
+        """End the connection: what begins here can't be decoded."""
+        self._write(self._disconnect_for(0x81))
+        sample = bytes(data[: packet_size(data) or len(data)])
+        begins = sample[:_MALFORMED_SAMPLE_BYTES].hex()
+        said = f"the broker sent a packet that can't be decoded ({what}); it begins with {begins}"
+        self._end(Ended(Reason("mqtt_malformed_packet", said), malformed=sample))
+
+    def lost(self, error: Exception | None, *, possible_takeover: bool = False) -> Ended:
+        """Why the connection is gone, if nothing was known before: it broke, or without an error the broker closed."""
+        hint = ", perhaps because another client uses the client id" if possible_takeover else ""
+        what = f"the connection to {self._request.broker.address} was lost: {error or 'closed by the broker'}{hint}"
+        return Ended(
+            Reason("mqtt_connection_lost", what),
+            possible_takeover=possible_takeover,
+            silent=error is None and not self._heard,
+        )
+
+    def closed(self, ended: Ended) -> None:
+        """The socket is gone; tell everyone who waits."""
+        self._cancel_timers()
+        self._ending = self._ending or ended
+        if not self.ended.done():
+            self.ended.set_result(self._ending)
+
+    async def answered(self, answer: asyncio.Future[_T]) -> _T:
+        """Wait for an answer of the broker.
+
+        Raises:
+            ConnectionEndedError: the connection ended first.
+        """
+        waiting: list[asyncio.Future[Any]] = [answer, self.ended]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        raise ConnectionEndedError(self.ended.result())
+
+    async def or_ended(self, future: asyncio.Future[None], seconds: float) -> None:
+        """Wait for the future, for the end of the connection, or for so many seconds."""
+        waiting: list[asyncio.Future[Any]] = [future, self.ended]
+        await asyncio.wait(waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+
+    def no_answer(self, name: str) -> ConnectionEndedError:
+        """End the connection: the broker owes an answer for too long. Returns what to raise."""
+        ended = Ended(Reason("mqtt_timeout", f"no {name} within {SUBACK_TIMEOUT_SECONDS:g} s"))
+        self._end(ended)
+        return ConnectionEndedError(self._ending or ended)
+
+    # --- keep alive -------------------------------------------------------------------------------------------------
+
+    def take_pingresp(self) -> None:
+        """The broker answered a PINGREQ."""
+        self._silent_since = None
+        self._pings_unanswered = max(0, self._pings_unanswered - 1)
+        if not self._pings_unanswered and self._pings_answered is not None and not self._pings_answered.done():
+            self._pings_answered.set_result(None)
+
+    def _schedule_ping(self) -> None:
+        # PINGREQs go out at a steady pace, also while reading is paused, so that the broker keeps us.
+        self._keep_alive_timer = self._loop.call_later(self._keep_alive, self._ping)
+
+    def _ping(self) -> None:
+        if self._silent_since is None:
+            self._silent_since = time.monotonic()
+            self._judge_timer = self._loop.call_later(PINGRESP_TIMEOUT_SECONDS, self._judge_pingresp)
+        self._send_ping()
+        self._schedule_ping()
+
+    def _send_ping(self) -> None:
+        self._pings_unanswered += 1
+        self._write(_PINGREQ)
+
+    def _judge_pingresp(self) -> None:
+        """End a silent connection.
+
+        Not while reading is paused, and not while bytes come: PINGRESP waits behind all that the broker has queued.
+        """
+        if self._silent_since is None:
+            return
+        silent_for = time.monotonic() - self._silent_since
+        if self._reading_paused or silent_for < PINGRESP_TIMEOUT_SECONDS:
+            remaining = PINGRESP_TIMEOUT_SECONDS if self._reading_paused else PINGRESP_TIMEOUT_SECONDS - silent_for
+            self._judge_timer = self._loop.call_later(remaining, self._judge_pingresp)
+            return
+        silence = f"the broker did not answer PINGREQ within {PINGRESP_TIMEOUT_SECONDS:g} s"
+        self._abort(Ended(Reason("mqtt_keep_alive", silence)))
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._keep_alive_timer, self._judge_timer):
+            if timer is not None:
+                timer.cancel()
+
+
+def packet_size(data: bytes | bytearray, offset: int = 0) -> int | None:
+    """The size of the packet that begins here (bytes); 0 while its length is not complete, None if that is too long.
+
+    MQTT 3.1.1, 2.2.3, and MQTT 5.0, 1.5.5.
+    """
+    length = 0
+    for index in range(_MAX_LENGTH_BYTES):
+        position = offset + 1 + index
+        if position >= len(data):
+            return 0
+        length |= (data[position] & 0x7F) << (7 * index)
+        if not data[position] & 0x80:
+            return 2 + index + length
+    return None
