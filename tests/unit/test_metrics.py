@@ -1,0 +1,106 @@
+"""Metrics: the plain counters in Prometheus' text format, per mapping and never per topic."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from server.core.kafka_options import translate
+from server.core.lifecycle import State
+from server.kafka.producer import Cluster
+from server.runtime.forwarder import Forwarder
+from server.runtime.health import Health
+from server.runtime.ledger import Ledger
+from server.runtime.metrics import Metrics
+from tests.fakemqtt import FakeMessage, FakeMqtt, NotingStore
+from tests.virtualtime import in_virtual_time
+
+if TYPE_CHECKING:
+    from server.runtime.supervisor import Supervisor
+
+
+class FakeSupervisor:
+    """Some forwarders, and a store that answers or not."""
+
+    def __init__(self, *names: str) -> None:
+        ledger = Ledger(NotingStore(lambda _: None).as_store())
+        cluster = Cluster("kafka:9092", translate({}))
+        self.all = [Forwarder(name, FakeMqtt().broker(), cluster, ledger) for name in names]
+        self.store_error: str | None = None
+
+    def forwarders(self) -> list[Forwarder]:
+        return self.all
+
+    def health(self) -> Health:
+        return Health(started=True, supervisor_running=True, store_error=self.store_error)
+
+
+def _samples(supervisor: FakeSupervisor) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    text = Metrics(cast("Supervisor", supervisor)).exposition().decode()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def _of(samples: dict[Any, float], name: str, **labels: str) -> float:
+    return samples[name, tuple(sorted(labels.items()))]
+
+
+@in_virtual_time
+async def test_every_counter_is_there_for_every_mapping() -> None:
+    supervisor = FakeSupervisor("a", 'odd "name"\n')
+    tally = supervisor.all[0].tally
+    tally.received, tally.delivered, tally.deduplicated, tally.dead_lettered = 10, 5, 4, 2
+    tally.reconnects, tally.sessions_lost = 3, 1
+    tally.dropped["not_mappable"] = 2
+    samples = _samples(supervisor)
+    for name, value in {
+        "mkf_messages_received_total": 10,
+        "mkf_messages_delivered_total": 5,
+        "mkf_messages_deduplicated_total": 4,
+        "mkf_messages_dead_lettered_total": 2,
+        "mkf_reconnects_total": 3,
+        "mkf_sessions_lost_total": 1,
+        "mkf_mqtt_connected": 0,
+        "mkf_in_flight_messages": 0,
+        "mkf_in_flight_bytes": 0,
+        "mkf_oldest_unconfirmed_seconds": 0,
+    }.items():
+        assert _of(samples, name, mapping="a") == value
+        assert _of(samples, name, mapping='odd "name"\n') == 0
+    assert _of(samples, "mkf_messages_dropped_total", mapping="a", reason="not_mappable") == 2
+
+
+@in_virtual_time
+async def test_exactly_one_state_of_a_mapping_is_1() -> None:
+    supervisor = FakeSupervisor("a")
+    supervisor.all[0].state = State.RETRYING
+    samples = _samples(supervisor)
+    states = {state.value: _of(samples, "mkf_mapping_state", mapping="a", state=state.value) for state in State}
+    assert states.pop("retrying") == 1
+    assert set(states.values()) == {0}
+
+
+@in_virtual_time
+async def test_what_is_in_flight_has_a_number_a_size_and_an_age() -> None:
+    supervisor = FakeSupervisor("a")
+    intake = supervisor.all[0].intake
+    intake.window.arrive([FakeMessage()], 500, 1000.0 - 7.0)
+    intake.owed = 3
+    samples = _samples(supervisor)
+    assert _of(samples, "mkf_in_flight_messages", mapping="a") == 3
+    assert _of(samples, "mkf_in_flight_bytes", mapping="a") == 500
+    assert _of(samples, "mkf_oldest_unconfirmed_seconds", mapping="a") == 7.0
+
+
+@in_virtual_time
+async def test_the_store_and_the_process_are_there_without_mappings() -> None:
+    supervisor = FakeSupervisor()
+    assert _of(_samples(supervisor), "mkf_store_up") == 1
+    supervisor.store_error = "gone"
+    samples = _samples(supervisor)
+    assert _of(samples, "mkf_store_up") == 0
+    assert any(name == "process_cpu_seconds_total" for name, _ in samples)
