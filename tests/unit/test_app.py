@@ -1,0 +1,179 @@
+"""The composition root: one process per store, the file applied first, and a crash that is never silent."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import structlog
+
+from server.app import Service, opened
+from server.config.load import load_config
+from server.runtime.supervisor import Supervisor
+from server.settings import Settings
+from server.store.errors import StoreUnavailableError
+from server.store.lock import StoreLock
+from server.store.store import Store
+from tests.virtualtime import in_virtual_time, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, MutableMapping
+    from pathlib import Path
+
+    from server.core.mapping import Mapping
+    from server.runtime.health import Health
+
+ENTRY = """
+  - name: {name}
+    mqtt: {{topic: "{name}/#"}}
+    kafka: {{topic: k}}
+"""
+
+
+def _service(folder: Path, *names: str, **settings: Any) -> Service:
+    """A service whose file has these entries, all paused in the store before they could run."""
+    file = folder / "config.yaml"
+    head = "mqtt: {host: localhost, client_id: base}\nkafka: {bootstrap_server: localhost}\n"
+    entries = "".join(ENTRY.format(name=name) for name in names)
+    file.write_text(head + ("forwarding:" + entries if names else "forwarding: []\n"))
+    url = f"sqlite:///{folder}/mkf.db"
+    return Service(Settings(database_url=url, memory_budget=10**8, **settings), load_config(file, {}))
+
+
+def _health(service: Service) -> Health:
+    return service._supervisor.health()
+
+
+@asynccontextmanager
+async def _running(service: Service) -> AsyncIterator[Service]:
+    async with opened(service), service.api.router.lifespan_context(service.api):
+        yield service
+
+
+@pytest.fixture(autouse=True)
+def _nothing_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Supervisor, "_decide", lambda _: [])
+
+
+@in_virtual_time
+async def test_it_applies_the_file_and_then_runs(tmp_path: Path) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with _running(_service(tmp_path, "a", "b")) as service:
+            await until(lambda: _health(service).started)
+            assert [stored.spec.name for stored in await service.store.mappings()] == ["a", "b"]
+            assert _health(service).supervisor_running
+    assert not service.crashed
+    (applied,) = [entry for entry in logs if entry["event"] == "configuration_applied"]
+    assert applied["created"] == ["a", "b"]
+    with pytest.raises(StoreUnavailableError):
+        await service.store.ping()
+
+
+@in_virtual_time
+async def test_a_second_process_waits_for_the_store_and_says_for_whom(tmp_path: Path) -> None:
+    first = StoreLock(f"sqlite:///{tmp_path}/mkf.db")
+    assert first.try_acquire()
+    with structlog.testing.capture_logs() as logs:
+        async with _running(_service(tmp_path, "a")) as service:
+            await asyncio.sleep(5)
+            health = _health(service)
+            assert not health.started
+            assert health.waiting_for is not None
+            assert "in use by another process (pid " in health.waiting_for
+            assert await service.store.mappings() == []
+            first.release()
+            await until(lambda: _health(service).started)
+            assert _health(service).waiting_for is None
+    assert [entry["event"] for entry in logs].count("waiting") == 1
+    again = StoreLock(f"sqlite:///{tmp_path}/mkf.db")
+    assert again.try_acquire(), "the lock was not given back"
+    again.release()
+
+
+@in_virtual_time
+async def test_a_shutdown_while_it_waits_for_the_store_is_no_crash(tmp_path: Path) -> None:
+    first = StoreLock(f"sqlite:///{tmp_path}/mkf.db")
+    assert first.try_acquire()
+    async with _running(_service(tmp_path)) as service:
+        await asyncio.sleep(1)
+    assert not service.crashed
+    first.release()
+
+
+@in_virtual_time
+async def test_a_store_that_is_unavailable_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply = Store.apply_file
+    failures = [StoreUnavailableError("the disk is full")] * 3
+
+    async def sometimes(self: Store, entries: Any, *, prune: bool) -> Any:
+        if failures:
+            raise failures.pop()
+        return await apply(self, entries, prune=prune)
+
+    monkeypatch.setattr(Store, "apply_file", sometimes)
+    async with _running(_service(tmp_path, "a")) as service:
+        await until(lambda: "the disk is full" in (_health(service).waiting_for or ""))
+        await until(lambda: _health(service).started)
+        assert [stored.spec.name for stored in await service.store.mappings()] == ["a"]
+
+
+@in_virtual_time
+async def test_a_crash_of_the_part_that_forwards_is_said_and_ends_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(_: Supervisor) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(Supervisor, "run", broken)
+    service = _service(tmp_path)
+    ended = asyncio.Event()
+    service.on_crash = ended.set
+    with structlog.testing.capture_logs() as logs:
+        async with _running(service):
+            await ended.wait()
+            assert service.crashed
+    (crash,) = [entry for entry in logs if entry["event"] == "service_crashed"]
+    assert isinstance(crash["exc_info"], ZeroDivisionError)
+
+
+def _events(logs: list[MutableMapping[str, Any]], event: str) -> list[MutableMapping[str, Any]]:
+    return [entry for entry in logs if entry["event"] == event]
+
+
+@in_virtual_time
+async def test_a_mapping_removed_from_the_file_is_named_with_its_client_id(tmp_path: Path) -> None:
+    async with _running(_service(tmp_path, "a", "b")) as service:
+        await until(lambda: _health(service).started)
+    with structlog.testing.capture_logs() as logs:
+        async with _running(_service(tmp_path, "b")) as service:
+            await until(lambda: _health(service).started)
+    (removed,) = _events(logs, "mapping_removed_from_file")
+    assert (removed["mapping"], removed["client_id"]) == ("a", "base-a")
+
+
+@in_virtual_time
+async def test_without_pruning_a_mapping_removed_from_the_file_is_paused(tmp_path: Path) -> None:
+    async with _running(_service(tmp_path, "a", "b")) as service:
+        await until(lambda: _health(service).started)
+    async with _running(_service(tmp_path, "b", prune=False)) as service:
+        await until(lambda: _health(service).started)
+        assert [stored.spec.paused for stored in await service.store.mappings()] == [True, False]
+
+
+@in_virtual_time
+async def test_an_entry_skipped_for_a_mapping_of_the_api_is_a_warning_in_its_status(tmp_path: Path) -> None:
+    def paused(spec: Mapping) -> Mapping:
+        return spec.model_copy(update={"paused": True})
+
+    async with _running(_service(tmp_path, "a")) as service:
+        await until(lambda: _health(service).started)
+        spec = (await service.store.mapping("a")).spec.model_copy(update={"name": "mine"})
+        await service.store.create(paused(spec.model_copy(update={"name": "mine"})))
+    with structlog.testing.capture_logs() as logs:
+        async with _running(_service(tmp_path, "a", "mine")) as service:
+            await until(lambda: _health(service).started)
+            status = service._supervisor.status(await service.store.mapping("mine"))
+            assert any("'mine'" in warning for warning in status.warnings)
+    assert any("'mine'" in entry["detail"] for entry in _events(logs, "configuration"))
