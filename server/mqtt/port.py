@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from server.core.acks import Delivery
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
@@ -22,24 +24,8 @@ if TYPE_CHECKING:
 MESSAGE_OVERHEAD_BYTES = 400
 
 
-class Message(Protocol):
-    """A message as received; `packet_id` is None at QoS 0."""
-
-    @property
-    def topic(self) -> str:
-        """The MQTT topic."""
-
-    @property
-    def payload(self) -> bytes:
-        """The payload."""
-
-    @property
-    def qos(self) -> int:
-        """The QoS it was delivered with."""
-
-    @property
-    def packet_id(self) -> int | None:
-        """The packet id; None at QoS 0."""
+class Message(Delivery, Protocol):
+    """A message as received."""
 
     @property
     def duplicate(self) -> bool:
