@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -70,14 +71,28 @@ def ssl_context(files: SslFiles) -> ssl.SSLContext:
     context.check_hostname = files.check_hostname and files.verify
     if not files.verify:
         context.verify_mode = ssl.CERT_NONE
-    if files.certificate_location:
-        context.load_cert_chain(files.certificate_location, files.key_location, files.key_password)
+    with contextlib.ExitStack() as stack:
+        certificate = files.certificate_location or _as_file(files.certificate_pem, stack)
+        key = files.key_location or _as_file(files.key_pem, stack)
+        if certificate:
+            # Never None: OpenSSL would ask the terminal for the password of a key that has one.
+            context.load_cert_chain(certificate, key, files.key_password or "")
     if files.ciphers:
         context.set_ciphers(files.ciphers)
     if files.crl_location:
         context.load_verify_locations(files.crl_location)
         context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
     return context
+
+
+def _as_file(pem: str | None, stack: contextlib.ExitStack) -> str | None:
+    """A file with this text, for ssl takes a certificate in no other way; it goes with the stack."""
+    if pem is None:
+        return None
+    file = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".pem"))  # noqa: SIM115 - the stack ends it
+    file.write(pem)
+    file.flush()
+    return file.name
 
 
 @dataclass(frozen=True, slots=True)
