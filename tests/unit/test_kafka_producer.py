@@ -1,0 +1,172 @@
+"""What a producer is made from: options, PEM files, and the errors aiokafka has no name for."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import ssl
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import aiokafka.errors
+import pytest
+from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, MessageSizeTooLargeError, for_code
+
+from server.core.failures import Kind
+from server.core.kafka_options import SslFiles, translate
+from server.kafka import producer as producer_module
+from server.kafka.producer import Cluster, Producer, classify, ssl_context
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CA of our own, and a certificate with its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    folder = tmp_path_factory.mktemp("pem")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    subject = ("-subj", "/CN=test", "-days", "2")
+    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", *subject)
+    openssl("req", "-newkey", "rsa:2048", "-passout", "pass:pw", "-keyout", "key.pem", "-out", "req.pem", *subject[:2])
+    openssl("x509", "-req", "-in", "req.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-out", "cert.pem", "-days", "2")
+    (folder / "bad.pem").write_text("no certificate")
+    return folder
+
+
+def _files(folder: Path, **files: Any) -> SslFiles:
+    named: dict[str, Any] = {
+        name: str(folder / value) if name.endswith("_location") and isinstance(value, str) else value
+        for name, value in files.items()
+    }
+    named.setdefault("ca_location", str(folder / "ca.pem"))
+    return SslFiles(**named)
+
+
+def test_the_servers_certificate_and_name_are_checked(pem: Path) -> None:
+    context = ssl_context(_files(pem))
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname
+    assert len(context.get_ca_certs()) == 1
+
+
+def test_checks_can_be_left_out_one_by_one(pem: Path) -> None:
+    nameless = ssl_context(_files(pem, check_hostname=False))
+    assert not nameless.check_hostname
+    assert nameless.verify_mode is ssl.CERT_REQUIRED
+    blind = ssl_context(_files(pem, verify=False))
+    assert blind.verify_mode is ssl.CERT_NONE
+    assert not blind.check_hostname
+
+
+def test_a_ca_can_be_given_as_text(pem: Path) -> None:
+    context = ssl_context(_files(pem, ca_location=None, ca_pem=(pem / "ca.pem").read_text()))
+    assert len(context.get_ca_certs()) == 1
+
+
+def test_the_clients_certificate_needs_its_keys_password(pem: Path) -> None:
+    files = {"certificate_location": "cert.pem", "key_location": "key.pem"}
+    ssl_context(_files(pem, **files, key_password="pw"))
+    with pytest.raises(ssl.SSLError):
+        ssl_context(_files(pem, **files, key_password="wrong"))
+
+
+def test_a_certificate_and_its_key_can_be_given_as_text_and_leave_no_file(
+    pem: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    certificate, key = (pem / "cert.pem").read_text(), (pem / "key.pem").read_text()
+    ssl_context(_files(pem, certificate_pem=certificate, key_pem=key, key_password="pw"))
+    ssl_context(_files(pem, certificate_location="cert.pem", key_pem=key, key_password="pw"))
+    with pytest.raises(ssl.SSLError):
+        ssl_context(_files(pem, certificate_pem="nonsense", key_pem=key, key_password="pw"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_whose_password_is_missing_is_an_error_and_asks_nobody(pem: Path) -> None:
+    with pytest.raises(ssl.SSLError):
+        ssl_context(_files(pem, certificate_location="cert.pem", key_location="key.pem"))
+
+
+def test_ciphers_and_revocation_lists_are_used(pem: Path) -> None:
+    context = ssl_context(_files(pem, ciphers="ECDHE+AESGCM", crl_location="ca.pem"))
+    assert context.verify_flags & ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+    assert any("ECDHE" in cipher["name"] for cipher in context.get_ciphers())
+
+
+@pytest.mark.parametrize(("name", "error"), [("missing.pem", OSError), ("bad.pem", ssl.SSLError)])
+def test_files_that_can_not_be_used_are_errors(pem: Path, name: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        ssl_context(_files(pem, ca_location=name))
+
+
+def test_a_cluster_has_the_configured_servers_or_else_its_address(pem: Path) -> None:
+    assert Cluster("a:1", translate({})).bootstrap_servers == "a:1"
+    cluster = Cluster(
+        "a:1",
+        translate({"bootstrap.servers": "b:2,c:3", "security.protocol": "SSL", "ssl.ca.location": str(pem / "ca.pem")}),
+    )
+    arguments = cluster.arguments(max_batch_size=777)
+    assert arguments["bootstrap_servers"] == "b:2,c:3"
+    assert arguments["max_batch_size"] == 777
+    assert isinstance(arguments["ssl_context"], ssl.SSLContext)
+    assert "ssl_context" not in Cluster("a:1", translate({})).arguments(max_batch_size=1)
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [74, 75, 76, 77, 78, 80, 81, 87, 89, 90, 100, 103])
+def test_codes_that_aiokafka_does_not_know_keep_their_number(code: int) -> None:
+    error = for_code(code)()
+    assert error.errno == code
+    assert isinstance(error, aiokafka.errors.BrokerResponseError)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MessageSizeTooLargeError(), Kind.POISON),
+        (for_code(87)(), Kind.POISON),
+        (for_code(17)(), Kind.INVALID_TOPIC),
+        (for_code(3)(), Kind.RETRY),
+        (KafkaTimeoutError(), Kind.RETRY),
+        (KafkaConnectionError("refused"), Kind.RETRY),
+        (for_code(12345)(), Kind.UNNAMED),
+    ],
+)
+def test_errors_of_aiokafka_are_classified_by_their_code(error: BaseException, kind: Kind) -> None:
+    assert classify(error, topic="k").kind is kind
+
+
+def test_an_error_without_a_code_is_named_by_its_class_and_text() -> None:
+    reason = classify(KafkaConnectionError("refused"), topic="k").reason
+    assert reason.code == "kafka_unavailable"
+    assert "refused" in reason.detail
+    assert classify(TimeoutError(), topic="k").reason.detail == "TimeoutError"
+
+
+# --- without a Kafka --------------------------------------------------------------------------------------------------
+
+
+async def test_a_start_without_kafka_fails_at_once_and_leaves_nothing_open() -> None:
+    cluster = Cluster("127.0.0.1:1", translate({}))
+    with pytest.raises(KafkaConnectionError):
+        await Producer.start(cluster, max_batch_size=1000)
+
+
+async def test_a_start_that_nobody_answers_ends_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(producer_module, "START_TIMEOUT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connects, and is never read
+        cluster = Cluster(f"127.0.0.1:{silent.getsockname()[1]}", translate({}))
+        with pytest.raises(TimeoutError):
+            await Producer.start(cluster, max_batch_size=1000)
+    for _ in range(3):
+        await asyncio.sleep(0)  # a cancelled task needs its turn
+    assert asyncio.all_tasks() == {asyncio.current_task()}
