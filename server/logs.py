@@ -41,5 +41,5 @@ def configure_logging(level: str, style: Literal["console", "json"]) -> None:
         )
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for noisy in ("uvicorn.access", "httpx", "httpcore", "alembic"):
+    for noisy in ("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

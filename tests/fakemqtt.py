@@ -186,7 +186,8 @@ class FakeConnection:
         await self._call("unsubscribe")
         self.mqtt.sessions.get(self.request.client_id, set()).difference_update(filters)
 
-    async def leave(self) -> None:
+    async def leave(self, patience: float = 2.0) -> None:
+        del patience
         self.mqtt.asked.append(("leave", self.request.client_id))
         self.left = True
         try:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 _START = 1000.0
+_END = _START + 20_000.0
 _REAL_SECONDS = 20.0
+_MOST_TURNS = 50_000
 _CLOCKS = (
     "server.kafka.errorlog",
     "server.kafka.sink",
@@ -44,11 +46,21 @@ class _Selector(selectors.DefaultSelector):
     def __init__(self, loop: VirtualLoop) -> None:
         super().__init__()
         self._loop = loop
+        self._turns = 0
 
     def select(self, timeout: float | None = None) -> list[Any]:
         ready = super().select(0)
         if ready or timeout == 0:
+            self._turns += 1
+            if self._turns > _MOST_TURNS:
+                self._turns = 0
+                raise RuntimeError(f"time stands still: {[task.get_stack() for task in asyncio.all_tasks(self._loop)]}")
             return ready
+        self._turns = 0
+        if self._loop.now > _END:
+            self._loop.now = _START
+            stacks = "\n".join(f"{task.get_name()}: {task.get_stack()}" for task in asyncio.all_tasks(self._loop))
+            raise RuntimeError(f"the test does not end:\n{stacks}")
         if self._loop.busy_threads or timeout is None:
             ready = super().select(_REAL_SECONDS if self._loop.busy_threads else 1.0)
             if not ready:

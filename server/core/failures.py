@@ -55,11 +55,19 @@ _RETRY = {
 _PRODUCER_STATE = frozenset({45, 46, 47, 49, 59, 90})
 
 
-def kafka_failure(code: int | None, name: str, text: str, *, topic: str) -> Failure:
-    """Classify a failed batch.
+# What the client itself gives up with, by the name of its class.
+_CLIENT = {
+    "KafkaConnectionError": ("kafka_unreachable", "no connection to Kafka at {servers}"),
+    "TimeoutError": ("kafka_timeout", "Kafka at {servers} did not answer in time"),
+    "AuthenticationFailedError": ("kafka_authentication", "Kafka at {servers} refused the credentials"),
+}
+
+
+def kafka_failure(code: int | None, name: str, text: str, *, topic: str, servers: str = "") -> Failure:
+    """Classify a failed batch, or a failed start.
 
     `code` is Kafka's error code, None where the client itself gave up; `name` is the error's class, `text` what it
-    says.
+    says, `servers` where it was to connect.
     """
     if code in _POISON:
         reason, explanation = _POISON[code]
@@ -72,10 +80,17 @@ def kafka_failure(code: int | None, name: str, text: str, *, topic: str) -> Fail
     if code in _PRODUCER_STATE:
         return Failure(Kind.RETRY, Reason("kafka_producer_state", f"Kafka forgot the producer's state ({name})"))
     if code is None:
-        return Failure(Kind.RETRY, Reason("kafka_unavailable", _sentence(name, text)))
+        return Failure(Kind.RETRY, _client_reason(name, text, servers))
     return Failure(
         Kind.UNNAMED, Reason("kafka_error", f"Kafka answered {topic!r} with error {code} ({_sentence(name, text)})")
     )
+
+
+def _client_reason(name: str, text: str, servers: str) -> Reason:
+    if name in _CLIENT:
+        reason, explanation = _CLIENT[name]
+        return Reason(reason, explanation.format(servers=servers))
+    return Reason("kafka_unavailable", _sentence(name, text))
 
 
 def _sentence(name: str, text: str) -> str:

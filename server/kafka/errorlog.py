@@ -37,7 +37,7 @@ class ErrorLog(logging.Filter):
 
     def install(self) -> None:
         """Listen to aiokafka's loggers. A logger's filter sees only its own records, hence one for each."""
-        for name in ("aiokafka.client", "aiokafka.conn", "aiokafka.cluster", "aiokafka.producer.sender"):
+        for name in ("aiokafka", "aiokafka.conn", "aiokafka.cluster", "aiokafka.producer.sender"):
             logger = logging.getLogger(name)
             if self not in logger.filters:
                 logger.addFilter(self)

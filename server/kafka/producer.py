@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiokafka.errors
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import BrokerResponseError, KafkaError
 
 from server.core.failures import Failure, kafka_failure
 
@@ -55,9 +55,10 @@ def _register_unnamed_errors() -> None:
 _register_unnamed_errors()
 
 
-def classify(error: BaseException, *, topic: str) -> Failure:
+def classify(error: BaseException, *, topic: str, servers: str = "") -> Failure:
     """What a failed batch or a failed start means."""
-    return kafka_failure(getattr(error, "errno", None), type(error).__name__, str(error), topic=topic)
+    code = error.errno if isinstance(error, BrokerResponseError) else None
+    return kafka_failure(code, type(error).__name__, str(error), topic=topic, servers=servers)
 
 
 def ssl_context(files: SslFiles) -> ssl.SSLContext:

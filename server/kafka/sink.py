@@ -158,7 +158,9 @@ class Sink:
             except _BatchFailedError as error:
                 failed = error
             except (KafkaError, OSError) as error:  # TimeoutError is an OSError
-                self._condition.note(Cause.START, classify(error, topic=self._outbox.main.name).reason)
+                servers = self._cluster.bootstrap_servers
+                failure = classify(error, topic=self._outbox.main.name, servers=servers)
+                self._condition.note(Cause.START, _with_log(failure.reason))
                 self._condition.tell()
             finally:
                 await self._abandon(producer)
@@ -226,9 +228,7 @@ class Sink:
             self._metadata, self._metadata_asked = producer.ask_for_metadata(), now
 
     def _unreachable(self) -> Reason:
-        said = ERROR_LOG.latest()
-        servers = self._cluster.bootstrap_servers
-        return Reason("kafka_unreachable", f"no metadata from {servers}" + (f"; aiokafka says: {said}" if said else ""))
+        return _with_log(Reason("kafka_unreachable", f"no metadata from {self._cluster.bootstrap_servers}"))
 
     # --- sending ----------------------------------------------------------------------------------------------------
 
@@ -433,9 +433,14 @@ class Sink:
             if leaderless := producer.leaderless(topic):
                 reason = _reason(_NO_LEADER, topic)
                 return Reason(reason.code, f"{reason.detail}; partitions {leaderless}")
-        said = ERROR_LOG.latest()
         silence = f"no answer from {self._cluster.bootstrap_servers} for more than {STALL_SECONDS:g} s"
-        return Reason("kafka_stalled", silence + (f"; aiokafka says: {said}" if said else ""))
+        return _with_log(Reason("kafka_stalled", silence))
+
+
+def _with_log(reason: Reason) -> Reason:
+    """The reason, with what aiokafka only logged."""
+    said = ERROR_LOG.latest()
+    return Reason(reason.code, f"{reason.detail}; aiokafka says: {said}") if said else reason
 
 
 def _reason(code: int, topic: str) -> Reason:

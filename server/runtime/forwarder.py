@@ -222,7 +222,7 @@ class Forwarder:
             return
         if news is not None and (self.last_error is None or self.last_error.reason != news):
             self.last_error = Trouble(datetime.now(UTC), news)
-        reason = self._kafka_reason or self._mqtt_reason
+        reason = _together(self._kafka_reason, self._mqtt_reason)
         if reason is not None:
             if self.state is not State.RETRYING or reason != self.reason:
                 self._signal(Signal.TROUBLE, reason)
@@ -302,6 +302,13 @@ class Forwarder:
             last_error=LastError(at=last.at, reason=last.reason.code, detail=last.reason.detail) if last else None,
             warnings=session.warnings if session else [],
         )
+
+
+def _together(first: Reason | None, second: Reason | None) -> Reason | None:
+    """Both reasons in one, so that mending the first is no surprise."""
+    if first is None or second is None:
+        return first or second
+    return Reason(first.code, f"{first.detail}; besides, {second.code}: {second.detail}")
 
 
 async def _ended(*tasks: asyncio.Task[Any]) -> None:

@@ -13,7 +13,7 @@ from server.kafka.errorlog import ErrorLog
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_LOGGERS = ["aiokafka.client", "aiokafka.conn", "aiokafka.cluster", "aiokafka.producer.sender"]
+_LOGGERS = ["aiokafka", "aiokafka.conn", "aiokafka.cluster", "aiokafka.producer.sender"]
 
 
 class Clock:

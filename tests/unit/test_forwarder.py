@@ -174,14 +174,14 @@ async def test_each_side_that_is_away_is_a_reason_and_kafka_is_named_first(mqtt:
         kafka.judge = lambda _: 7
         kafka.start_error = KafkaConnectionError("refused")
     async with forwarding(mqtt, kafka) as line:
-        await line.reach(State.RETRYING, "kafka_unavailable")
+        await line.reach(State.RETRYING, "kafka_unreachable")
         mqtt.away = None
         await until(lambda: mqtt.open)
         assert line.state is State.RETRYING
         kafka.start_error = None
         await line.reach(State.RUNNING)
         assert line.forwarder.last_error is not None
-        assert line.forwarder.last_error.reason.code in {"kafka_unavailable", "mqtt_unreachable"}
+        assert line.forwarder.last_error.reason.code in {"kafka_unreachable", "mqtt_unreachable"}
         line.connection.end(LOST)
         await line.reach(State.RETRYING, "mqtt_connection_lost")
         await line.reach(State.RUNNING)

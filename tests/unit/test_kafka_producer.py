@@ -145,11 +145,15 @@ def test_errors_of_aiokafka_are_classified_by_their_code(error: BaseException, k
     assert classify(error, topic="k").kind is kind
 
 
+def test_what_the_client_gives_up_with_names_the_servers() -> None:
+    reason = classify(KafkaConnectionError("refused"), topic="k", servers="a:1").reason
+    assert (reason.code, reason.detail) == ("kafka_unreachable", "no connection to Kafka at a:1")
+    assert classify(TimeoutError(), topic="k", servers="a:1").reason.code == "kafka_timeout"
+
+
 def test_an_error_without_a_code_is_named_by_its_class_and_text() -> None:
-    reason = classify(KafkaConnectionError("refused"), topic="k").reason
-    assert reason.code == "kafka_unavailable"
-    assert "refused" in reason.detail
-    assert classify(TimeoutError(), topic="k").reason.detail == "TimeoutError"
+    reason = classify(OSError(5, "broken"), topic="k").reason
+    assert (reason.code, reason.detail) == ("kafka_unavailable", "OSError: [Errno 5] broken")
 
 
 # --- without a Kafka --------------------------------------------------------------------------------------------------

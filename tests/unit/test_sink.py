@@ -166,7 +166,7 @@ async def test_what_comes_before_kafka_is_there_is_kept_in_order(kafka: FakeKafk
     kafka.start_error = KafkaConnectionError("refused")
     async with writing(kafka) as desk:
         desk.add(b"1")
-        await until(lambda: desk.state == "kafka_unavailable")
+        await until(lambda: desk.state == "kafka_unreachable")
         desk.add(b"2")
         kafka.start_error = None
         await desk.sink.drained()
@@ -179,7 +179,7 @@ async def test_what_comes_before_kafka_is_there_is_kept_in_order(kafka: FakeKafk
 async def test_a_kafka_that_does_not_answer_the_start_is_a_reason(kafka: FakeKafka) -> None:
     kafka.start_hangs = True
     async with writing(kafka) as desk:
-        await until(lambda: desk.state == "kafka_unavailable")
+        await until(lambda: desk.state == "kafka_timeout")
 
 
 @in_virtual_time
