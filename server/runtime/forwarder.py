@@ -88,8 +88,11 @@ class Forwarder:
             except (SinkStoppedError, SessionStoppedError) as error:
                 self._end_with(error.reason)
                 return
-            except Exception as error:  # noqa: BLE001 - the guard: whatever broke, the mapping says so and tries again
+            except Exception as error:
                 _log.exception("forwarder_crashed", mapping=self.name)
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise  # what broke on the way out must not undo the cancellation
                 reason = Reason("internal_error", f"{type(error).__name__}: {error}")
                 if self.state is State.DRAINING:
                     self._end_with(reason)
@@ -277,7 +280,8 @@ class Forwarder:
             since=self.since,
             reason=f"{self.reason.code}: {self.reason.detail}" if self.reason else None,
             desired="paused" if stored.spec.paused else "running",
-            generation=stored.generation,
+            # What is observed: a client sees by it when its change has taken effect.
+            generation=stored.generation if self.state is State.PAUSED else self.generation,
             mqtt=MqttStatus(
                 connected=self.connected,
                 session_present=granted.session_present if granted else None,
