@@ -1,0 +1,103 @@
+"""A real Kafka that freezes: nothing is written after `abandon`, whatever was on its way."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from server.core.kafka_options import translate
+from server.kafka.producer import Cluster, Producer
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.brokers import Kafka, KafkaCluster
+
+
+async def _producer(kafka: KafkaCluster, topic: str) -> Producer:
+    producer = await Producer.start(Cluster(kafka.bootstrap, translate({})), max_batch_size=1_000_000)
+    await producer.fetch_metadata([topic])
+    return producer
+
+
+async def _send(producer: Producer, topic: str, partition: int, *values: bytes) -> asyncio.Future[Any]:
+    batch = producer.create_batch()
+    for value in values:
+        assert batch.append(timestamp=None, key=None, value=value) is not None
+    return await producer.send(batch, topic, partition, within=5.0)
+
+
+async def test_a_confirmed_batch_is_in_kafka(kafka: KafkaCluster, kafka_topic: Callable[..., Awaitable[str]]) -> None:
+    topic = await kafka_topic("producer", partitions=3)
+    producer = await _producer(kafka, topic)
+    try:
+        assert producer.partitions(topic) == 3
+        assert producer.leaderless(topic) == []
+        assert not producer.may_not_see(topic)
+        assert producer.partitions("never-heard-of") == 0
+        await (await _send(producer, topic, 2, b"1", b"2"))
+        assert await producer.ask_for_metadata()
+    finally:
+        await producer.abandon()
+    assert [(record.partition, record.value) for record in await kafka.read_all(topic)] == [(2, b"1"), (2, b"2")]
+
+
+async def test_what_was_never_sent_is_not_sent_after_abandon(own_kafka: Callable[..., Kafka]) -> None:
+    """Kafka holds at most the requests it had when it froze; what was queued behind them never leaves."""
+    kafka = own_kafka()
+    topic = await kafka.create_topic("frozen", partitions=4)
+    producer = await _producer(kafka, topic)
+    for partition in range(4):
+        await (await _send(producer, topic, partition, b"before"))
+    kafka.pause()
+    futures = [await _send(producer, topic, partition, b"frozen") for partition in range(4)]
+    await asyncio.sleep(1)  # the requests are in Kafka's socket
+    late = [asyncio.create_task(_send(producer, topic, partition, b"late")) for partition in range(4)]
+    await asyncio.wait(late, timeout=1)
+    loop = asyncio.get_running_loop()
+    begin = loop.time()
+    await producer.abandon()
+    assert loop.time() - begin < 5
+    kafka.resume()
+    unfinished: list[asyncio.Future[Any]] = [*futures, *late]
+    for each in unfinished:
+        each.cancel()
+    results: list[object] = list(await asyncio.gather(*late, return_exceptions=True))
+    futures += [each for each in results if isinstance(each, asyncio.Future)]
+    for future in futures:
+        assert future.done()
+        if not future.cancelled():
+            assert future.exception() is not None
+    # Whatever Kafka still finds in its socket it takes at once; after that nothing may come.
+    await asyncio.sleep(3)
+    settled = await kafka.end_offsets(topic)
+    fresh = await _producer(kafka, topic)
+    try:
+        for partition in range(4):
+            await (await _send(fresh, topic, partition, b"after"))
+    finally:
+        await fresh.abandon()
+    await asyncio.sleep(5)
+    assert await kafka.end_offsets(topic) == {partition: end + 1 for partition, end in settled.items()}
+    values = [record.value for record in await kafka.read_all(topic)]
+    assert b"late" not in values
+    assert values.count(b"before") == values.count(b"after") == 4
+
+
+async def test_nothing_is_left_running_after_abandon(own_kafka: Callable[..., Kafka]) -> None:
+    kafka = own_kafka()
+    topic = await kafka.create_topic("left", partitions=1)
+    before = asyncio.all_tasks()
+    producer = await _producer(kafka, topic)
+    kafka.kill()
+    future = await _send(producer, topic, 0, b"lost")
+    await asyncio.sleep(1)
+    await producer.abandon()
+    with pytest.raises(Exception, match=r"abandoned|closed|Cancel"):
+        await future
+    async with asyncio.timeout(5):
+        while asyncio.all_tasks() - before:
+            await asyncio.sleep(0.05)
+    await producer.abandon()  # once more does no harm
