@@ -17,19 +17,18 @@ import functools
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import KafkaError
 
 from server.core.backoff import Backoff
-from server.core.failures import Kind, kafka_failure
+from server.core.failures import Kind
 from server.core.lifecycle import Reason
 from server.core.mapping import OnPoison
 from server.core.record import size_of
-from server.kafka.condition import Cause, Condition
-from server.kafka.errorlog import ERROR_LOG
 from server.kafka.lanes import build
 from server.kafka.outbox import Outbox
 from server.kafka.partitioners import partitioner
 from server.kafka.producer import Producer, classify
+from server.kafka.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     from server.kafka.producer import Cluster
 
 DEFAULT_LINGER_SECONDS = 0.005
-STALL_SECONDS = 3.0
 # Kafka closes the connection on requests above socket.request.max.bytes (100 MiB by default), and aiokafka would
 # retry such a request for ever.
 DEFAULT_RECORD_LIMIT = 100_000_000
@@ -49,12 +47,9 @@ _EAGER_RECORDS = 32
 _IN_FLIGHT_BYTES = 32 * 1024 * 1024
 _HAND_OVER_SECONDS = 5.0
 _LAST_ANSWERS_SECONDS = 2.0
-_METADATA_SECONDS = 2.0
-_IDLE_METADATA_SECONDS = 5.0
 _TICK_SECONDS = 0.5
 _UNNAMED_ATTEMPTS = 3
 _SMALLEST_BATCH_BYTES = 16_384
-_TOPIC_MISSING, _NO_LEADER, _TOPIC_NOT_AUTHORIZED = 3, 5, 29
 
 
 class SinkStoppedError(Exception):
@@ -117,12 +112,10 @@ class Sink:
         self._idle = asyncio.Event()
         self._idle.set()
         self._fatal: Reason | None = None
-        self._condition = Condition(outcomes.kafka_trouble)
+        self._watch = Watch(cluster.bootstrap_servers, outcomes.kafka_trouble)
         self._lingering = False
         self._stuck: list[Delivery] = []
         self._last_round = 0.0
-        self._metadata: asyncio.Future[bool] | None = None
-        self._metadata_asked = 0.0
         self._batch_bytes: int = cluster.options.producer.get("max_batch_size", 1_000_000)
         self.unconfirmed = 0
         self.in_flight_bytes = 0
@@ -152,16 +145,12 @@ class Sink:
             try:
                 producer = await Producer.start(self._cluster, max_batch_size=self._batch_bytes)
                 await producer.fetch_metadata(self._outbox.topics)
-                self._metadata, self._metadata_asked = None, time.monotonic()
-                self._condition.note(Cause.START, None)
+                self._watch.started()
                 await self._serve(producer)
             except _BatchFailedError as error:
                 failed = error
             except (KafkaError, OSError) as error:  # TimeoutError is an OSError
-                servers = self._cluster.bootstrap_servers
-                failure = classify(error, topic=self._outbox.main.name, servers=servers)
-                self._condition.note(Cause.START, _with_log(failure.reason))
-                self._condition.tell()
+                self._watch.not_started(error, self._outbox.main.name)
             finally:
                 await self._abandon(producer)
             if failed is None or self._judge(failed):
@@ -188,47 +177,18 @@ class Sink:
     async def _serve(self, producer: Producer) -> None:
         while True:
             self._wake.clear()
-            self._follow_partitions(producer)
+            missing = self._outbox.follow(producer.partitions)
             await self._confirm()
             wait = await self._send(producer)
             if self._fatal is not None:
+                await self._last_answers()
                 raise SinkStoppedError(self._fatal)
-            self._check_stall(producer)
-            self._condition.tell()
+            needed = next((topic for topic in missing if topic is self._outbox.main or topic.waiting), None)
+            self._watch.look(producer, missing=missing, needed=needed, flights=self._flights)
             self._lingering = wait is not None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TICK_SECONDS if wait is None else wait):
                     await self._wake.wait()
-
-    # --- partitions -------------------------------------------------------------------------------------------------
-
-    def _follow_partitions(self, producer: Producer) -> None:
-        missing = self._outbox.follow(producer.partitions)
-        for topic in missing:
-            producer.watch(topic.name)
-        needed = next((topic for topic in missing if topic is self._outbox.main or topic.waiting), None)
-        if needed is None:
-            self._condition.note(Cause.TOPIC, None)
-        else:
-            code = _TOPIC_NOT_AUTHORIZED if producer.may_not_see(needed.name) else _TOPIC_MISSING
-            self._condition.note(Cause.TOPIC, _reason(code, needed.name))
-        self._look_at_cluster(producer, soon=bool(missing))
-
-    def _look_at_cluster(self, producer: Producer, *, soon: bool) -> None:
-        """Ask for metadata now and then: it shows missing topics, and a Kafka that is away while nothing flows."""
-        now, asked = time.monotonic(), self._metadata
-        if asked is not None and asked.done():
-            self._metadata = None
-            lost = asked.cancelled() or not asked.result()
-            self._condition.note(Cause.REACH, self._unreachable() if lost else None)
-        elif asked is not None and now - self._metadata_asked > STALL_SECONDS:
-            self._condition.note(Cause.REACH, self._unreachable())
-        seconds = _METADATA_SECONDS if soon or self._condition.has(Cause.REACH) else _IDLE_METADATA_SECONDS
-        if self._metadata is None and not self._flights and now - self._metadata_asked > seconds:
-            self._metadata, self._metadata_asked = producer.ask_for_metadata(), now
-
-    def _unreachable(self) -> Reason:
-        return _with_log(Reason("kafka_unreachable", f"no metadata from {self._cluster.bootstrap_servers}"))
 
     # --- sending ----------------------------------------------------------------------------------------------------
 
@@ -289,14 +249,16 @@ class Sink:
 
     async def _confirm(self) -> None:
         failed = self._take_answers()
-        if failed is None:
-            return
-        # Nothing more is sent; what is on its way gets a bounded time to be confirmed, so that it is not repeated.
+        if failed is not None:
+            await self._last_answers()
+            raise failed
+
+    async def _last_answers(self) -> None:
+        """Give what is on its way a bounded time to be confirmed, so that it is not repeated; nothing more is sent."""
         waiting = [flight.future for flight in self._flights if flight.future is not None]
         if waiting:
             await asyncio.wait(waiting, timeout=_LAST_ANSWERS_SECONDS)
             self._take_answers()
-        raise failed
 
     def _take_answers(self) -> _BatchFailedError | None:
         """Account for every finished flight; returns the first failure."""
@@ -317,7 +279,7 @@ class Sink:
         self._flights.discard(flight)
         self.in_flight_bytes -= flight.size
         self._backoff.reset()
-        self._condition.note(Cause.SENDS, None)
+        self._watch.confirmed()
         lane.cleared(flight.records)
         self._outbox.landed(lane)
         delivered = dead = 0
@@ -371,8 +333,7 @@ class Sink:
             if self._fatal is not None:
                 raise SinkStoppedError(self._fatal)
             return False
-        self._condition.note(Cause.SENDS, failure.reason)
-        self._condition.tell()
+        self._watch.refused(failure.reason)
         if failure.kind is Kind.UNNAMED:
             lane.unnamed_failures += 1
             if lane.unnamed_failures >= _UNNAMED_ATTEMPTS and flight.records > 1:
@@ -421,27 +382,3 @@ class Sink:
             self._outbox.add_dead_letter(arrival, message, key, reason)
             self._wake.set()
         return True
-
-    def _check_stall(self, producer: Producer) -> None:
-        """Say why Kafka is silent: aiokafka retries what it calls retriable for ever, and only logs it."""
-        now = time.monotonic()
-        stalled = sorted({flight.lane.topic for flight in self._flights if now - flight.sent_at > STALL_SECONDS})
-        self._condition.note(Cause.STALL, self._stall_reason(producer, stalled) if stalled else None)
-
-    def _stall_reason(self, producer: Producer, topics: list[str]) -> Reason:
-        for topic in topics:
-            if leaderless := producer.leaderless(topic):
-                reason = _reason(_NO_LEADER, topic)
-                return Reason(reason.code, f"{reason.detail}; partitions {leaderless}")
-        silence = f"no answer from {self._cluster.bootstrap_servers} for more than {STALL_SECONDS:g} s"
-        return _with_log(Reason("kafka_stalled", silence))
-
-
-def _with_log(reason: Reason) -> Reason:
-    """The reason, with what aiokafka only logged."""
-    said = ERROR_LOG.latest()
-    return Reason(reason.code, f"{reason.detail}; aiokafka says: {said}") if said else reason
-
-
-def _reason(code: int, topic: str) -> Reason:
-    return kafka_failure(code, for_code(code).__name__, "", topic=topic).reason

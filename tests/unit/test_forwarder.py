@@ -16,6 +16,7 @@ from server.core.lifecycle import State
 from server.core.mapping import Mapping
 from server.kafka.producer import Cluster
 from server.kafka.sink import Sink
+from server.kafka.watch import Watch
 from server.runtime.forwarder import Forwarder
 from server.runtime.ledger import Ledger
 from server.runtime.session import MqttSession
@@ -228,7 +229,7 @@ def crash_once(monkeypatch: pytest.MonkeyPatch, owner: type, method: str) -> lis
 
 
 @pytest.mark.parametrize(
-    ("owner", "method"), [(Sink, "_check_stall"), (Sink, "_landed"), (Sink, "_build"), (Sink, "_progressed")]
+    ("owner", "method"), [(Watch, "look"), (Sink, "_landed"), (Sink, "_build"), (Sink, "_progressed")]
 )
 def test_a_crash_of_the_sink_is_a_reason_and_everything_goes_on(
     mqtt: FakeMqtt, kafka: FakeKafka, monkeypatch: pytest.MonkeyPatch, owner: type, method: str
@@ -343,7 +344,7 @@ async def test_a_stop_ends_the_wait_after_a_crash(
     def broken(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Sink, "_check_stall", broken)
+    monkeypatch.setattr(Watch, "look", broken)
     async with forwarding(mqtt, kafka) as line:
         await line.reach(State.RETRYING, "internal_error")
         await asyncio.sleep(60)

@@ -1,0 +1,109 @@
+"""Watching one cluster through a sink's producers: is a topic missing, does nobody answer, and why.
+
+aiokafka retries what it calls retriable for ever, in silence, so the sink has to look for itself.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from aiokafka.errors import for_code
+
+from server.core.failures import kafka_failure
+from server.core.lifecycle import Reason
+from server.kafka.condition import Cause, Condition
+from server.kafka.errorlog import ERROR_LOG
+from server.kafka.producer import classify
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Collection
+
+    from server.kafka.lanes import Flight
+    from server.kafka.producer import Producer
+    from server.kafka.topic import Topic
+
+STALL_SECONDS = 3.0
+_METADATA_SECONDS = 2.0
+_IDLE_METADATA_SECONDS = 5.0
+_TOPIC_MISSING, _NO_LEADER, _TOPIC_NOT_AUTHORIZED = 3, 5, 29
+
+
+class Watch:
+    """What a sink knows of Kafka's condition; `report` hears of every change: a reason, or None while all is well."""
+
+    def __init__(self, servers: str, report: Callable[[Reason | None], None]) -> None:
+        self._servers = servers
+        self._condition = Condition(report)
+        self._metadata: asyncio.Future[bool] | None = None
+        self._metadata_asked = 0.0
+
+    def not_started(self, error: BaseException, topic: str) -> None:
+        """No producer could be started."""
+        reason = classify(error, topic=topic, servers=self._servers).reason
+        self._condition.note(Cause.START, _with_log(reason))
+        self._condition.tell()
+
+    def started(self) -> None:
+        """A producer was started, and has its metadata."""
+        self._metadata, self._metadata_asked = None, time.monotonic()
+        self._condition.note(Cause.START, None)
+
+    def refused(self, reason: Reason) -> None:
+        """Kafka refused a batch."""
+        self._condition.note(Cause.SENDS, reason)
+        self._condition.tell()
+
+    def confirmed(self) -> None:
+        """Kafka confirmed a batch."""
+        self._condition.note(Cause.SENDS, None)
+
+    def look(
+        self, producer: Producer, *, missing: list[Topic], needed: Topic | None, flights: Collection[Flight]
+    ) -> None:
+        """Look at the cluster: at the topics it does not show, one of them `needed`, and at what it owes answers to."""
+        for topic in missing:
+            producer.watch(topic.name)
+        self._condition.note(Cause.TOPIC, self._missing_reason(producer, needed.name) if needed else None)
+        self._ask(producer, soon=bool(missing), idle=not flights)
+        now = time.monotonic()
+        stalled = sorted({flight.lane.topic for flight in flights if now - flight.sent_at > STALL_SECONDS})
+        self._condition.note(Cause.STALL, self._stall_reason(producer, stalled) if stalled else None)
+        self._condition.tell()
+
+    def _ask(self, producer: Producer, *, soon: bool, idle: bool) -> None:
+        """Ask for metadata now and then: it shows missing topics, and a Kafka that is away while nothing flows."""
+        now, asked = time.monotonic(), self._metadata
+        silent = asked is not None and not asked.done() and now - self._metadata_asked > STALL_SECONDS
+        if asked is not None and asked.done():
+            self._metadata = None
+            silent = asked.cancelled() or not asked.result()
+            self._condition.note(Cause.REACH, None)
+        if silent:
+            unreachable = Reason("kafka_unreachable", f"no metadata from {self._servers}")
+            self._condition.note(Cause.REACH, _with_log(unreachable))
+        seconds = _METADATA_SECONDS if soon or self._condition.has(Cause.REACH) else _IDLE_METADATA_SECONDS
+        if self._metadata is None and idle and now - self._metadata_asked > seconds:
+            self._metadata, self._metadata_asked = producer.ask_for_metadata(), now
+
+    def _missing_reason(self, producer: Producer, topic: str) -> Reason:
+        return _named(_TOPIC_NOT_AUTHORIZED if producer.may_not_see(topic) else _TOPIC_MISSING, topic)
+
+    def _stall_reason(self, producer: Producer, topics: list[str]) -> Reason:
+        for topic in topics:
+            if leaderless := producer.leaderless(topic):
+                reason = _named(_NO_LEADER, topic)
+                return Reason(reason.code, f"{reason.detail}; partitions {leaderless}")
+        silence = f"no answer from {self._servers} for more than {STALL_SECONDS:g} s"
+        return _with_log(Reason("kafka_stalled", silence))
+
+
+def _with_log(reason: Reason) -> Reason:
+    """The reason, with what aiokafka only logged."""
+    said = ERROR_LOG.latest()
+    return Reason(reason.code, f"{reason.detail}; aiokafka says: {said}") if said else reason
+
+
+def _named(code: int, topic: str) -> Reason:
+    return kafka_failure(code, for_code(code).__name__, "", topic=topic).reason
