@@ -93,7 +93,7 @@ def test_the_console_shows_event_and_details_without_colours_where_there_is_no_t
 
 def test_chatty_libraries_are_heard_from_warnings_on(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("debug", "json")
-    for name in ("uvicorn.access", "httpx", "alembic"):
+    for name in ("httpx", "httpcore", "alembic"):
         logging.getLogger(name).info("chat")
         logging.getLogger(name).warning("serious")
     assert [line["event"] for line in _lines(capsys)] == ["serious"] * 3
