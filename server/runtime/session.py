@@ -100,7 +100,7 @@ class MqttSession:
         self._events = events
         self._backoff = Backoff(random)
         self._malformed: tuple[bytes, int] = (b"", 0)
-        self._connections = 0
+        self._was_connected = False
         self.client_id = spec.client_id(broker.connection.client_id)
         self.connection: Connection | None = None
         self.granted: Granted | None = None
@@ -174,6 +174,9 @@ class MqttSession:
     async def _connected_once(self) -> Ended:
         row = self._row(self.client_id)
         connection = await self._connect(row, self._receive_maximum)
+        if self._was_connected:
+            self._tally.reconnects += 1
+        self._was_connected = True
         await self._subscribe(connection, row)
         self._backoff.reset()
         self._events.mqtt_trouble(None)
@@ -226,9 +229,6 @@ class MqttSession:
         receiver = _Reading(self, row, unreleased) if reading else _Nobody()
         connection = self.connection = await self._broker.connectors[protocol].connect(request, receiver)
         negotiation.accepted()
-        self._connections += 1
-        if self._connections > 1:
-            self._tally.reconnects += 1
         return connection
 
     def connected(self, connection: Connection, row: Session, unreleased: set[int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
@@ -61,7 +61,6 @@ class _Life:
     buffer_bytes: int = 0
     task: asyncio.Task[None] | None = None
     stopping: bool = False
-    notices: list[str] = field(default_factory=list)
 
     @property
     def active(self) -> bool:
@@ -85,7 +84,6 @@ class Supervisor:
         self._wake = asyncio.Event()
         self._started = False
         self._running = False
-        self._closing = False
         self._waiting_for: str | None = "the start of the process"
         self._store_error: str | None = None
 
@@ -183,7 +181,6 @@ class Supervisor:
 
     async def shutdown(self) -> None:
         """Drain everything, for SHUTDOWN_SECONDS at most. `run` must have been cancelled before."""
-        self._closing = True
         for life in self._lives.values():
             if life.active:
                 life.stopping = True
