@@ -98,9 +98,10 @@ def overlap(first: str, second: str) -> bool:
         if one.startswith("$") and other in {"#", "+"}:
             return False
     for index in range(max(len(a), len(b))):
-        # "a/#" also matches "a" (MQTT-4.7.1-2), so a '#' one level past the other's end still meets it.
+        # "a/#" also matches "a" (MQTT-4.7.1-2), so a '#' one level past the other's end still meets it; but "/#" and
+        # "+" would meet only in the empty topic, which is none (MQTT-4.7.3-1).
         if (index < len(a) and a[index] == "#") or (index < len(b) and b[index] == "#"):
-            return True
+            return index != 1 or min(len(a), len(b)) > 1 or "" not in {a[0], b[0]}
         if index == len(a) or index == len(b):
             return False
         if "+" not in {a[index], b[index]} and a[index] != b[index]:

@@ -368,7 +368,7 @@ class Sink:
     def _resolve_poison(self, arrival: Arrival[Any], message: Delivery, key: bytes | None, reason: Reason) -> bool:
         """Whether the message is out of the way: dropped, or on its way as a dead letter."""
         if self._on_poison is OnPoison.STOP:
-            self._fatal = Reason(
+            self._fatal = self._fatal or Reason(
                 f"poison_{reason.code}",
                 f"a message on {message.topic!r} can't be forwarded: {reason.detail}; it stays with the broker. Set "
                 "on_poison to drop or dead_letter, or mend the cause and resume",

@@ -81,6 +81,7 @@ def test_a_filter_covers_another_exactly_if_it_matches_all_of_its_topics(wide: s
 @example("a/b", "a")
 @example("a", "a/b")
 @example("a/+", "a/#")
+@example("/#", "+")
 @example("a/+", "b/a")
 @given(topic_filters(), topic_filters())
 def test_filters_overlap_exactly_if_some_topic_matches_both(first: str, second: str) -> None:
