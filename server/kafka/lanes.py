@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -108,6 +109,7 @@ def build(lane: Lane, batch: Any, *, limit: int, now: float) -> tuple[Flight | N
     `limit` bytes, that record as (chunk, index, size).
     """
     append = batch.append
+    timestamp = int(time.time() * 1000)  # one for all: each would ask the clock
     room = lane.most_records or -1
     pieces: list[tuple[Chunk, int, int]] = []
     records, full, poison = 0, False, None
@@ -124,7 +126,10 @@ def build(lane: Lane, batch: Any, *, limit: int, now: float) -> tuple[Flight | N
                 poison = (chunk, index, size)
                 full = True
                 break
-            if records == room or append(timestamp=None, key=route.key, value=value, headers=route.headers) is None:
+            if (
+                records == room
+                or append(timestamp=timestamp, key=route.key, value=value, headers=route.headers) is None
+            ):
                 full = True
                 break
             records += 1

@@ -18,7 +18,7 @@ import aiomqtt
 from server.core.failures import mqtt_311_reason, subscription_refused
 from server.core.lifecycle import Reason
 from server.mqtt import connection as base
-from server.mqtt.connection import REFUSED, BaseConnection, packet_size
+from server.mqtt.connection import REFUSED, BaseConnection, packet_size, pubacks
 from server.mqtt.port import ConnectionEndedError, Ended, Granted, SubscriptionRefusedError
 from server.mqtt.wire import Wire, tcp_connection
 
@@ -40,7 +40,6 @@ _UNSUBACK = 0xB0
 _PINGRESP = 0xD0
 _FIXED_SIZES = {_CONNACK: 4, _PUBREL: 4, _UNSUBACK: 4, _PINGRESP: 2}
 _PINGREQ = 0xC0
-_PUBACK_HEADER = b"\x40\x02"
 _PUBCOMP_HEADER = b"\x70\x02"
 _VERSION_REFUSED = 1
 _QOS_2 = 2
@@ -158,13 +157,7 @@ class Connection(BaseConnection):
 
     def acknowledge(self, messages: Sequence[Message]) -> None:
         """Write PUBACK for these, in this order; only while the connection is open."""
-        acks = [
-            _PUBACK_HEADER + message.packet_id.to_bytes(2, "big")
-            for message in messages
-            if message.packet_id is not None
-        ]
-        if acks:
-            self._write(b"".join(acks))
+        self._write(pubacks([message.packet_id for message in messages if message.packet_id is not None]))
 
     async def subscribe(self, subscriptions: Sequence[Subscription]) -> dict[str, int]:
         """Subscribe, and return the QoS granted per filter.

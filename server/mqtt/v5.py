@@ -14,7 +14,7 @@ import mqtt5
 
 from server.core.failures import SESSION_TAKEN_OVER, UNSUPPORTED_PROTOCOL_VERSION, mqtt_reason, subscription_refused
 from server.mqtt import connection as base
-from server.mqtt.connection import REFUSED, BaseConnection
+from server.mqtt.connection import REFUSED, BaseConnection, pubacks
 from server.mqtt.port import Ended, Granted, SubscriptionRefusedError
 from server.mqtt.release import Release
 
@@ -135,18 +135,16 @@ class Connection(BaseConnection, asyncio.Protocol):
 
     def acknowledge(self, messages: Sequence[Message]) -> None:
         """Write PUBACK or PUBREC for these, in this order; only while the connection is open."""
-        puback = mqtt5.PubAckPacket
-        acks: list[bytes] = []
+        at_qos_1: list[int] = []
         for message in messages:
             packet_id = message.packet_id
             if packet_id is None:
                 continue
             if message.qos == 1:
-                acks.append(puback(packet_id).write())
+                at_qos_1.append(packet_id)
             else:
                 self._release.due(packet_id, message)
-        acks.append(self._release.pubrecs())
-        self._write(b"".join(acks))
+        self._write(pubacks(at_qos_1) + self._release.pubrecs())
 
     @property
     def withheld(self) -> Sequence[tuple[int, Fingerprint]]:
