@@ -26,6 +26,7 @@ WINDOW = BUFFER // (PADDING + 400) + 2 * 256 * 1024 // PADDING
 PUBACK_BYTES = 4
 RATE = {"5": 7_000, "3.1.1": 4_000}
 TIMES = 10
+MESSAGES = 100_000
 
 
 async def test_kill_9_five_times_loses_nothing_and_repeats_only_what_was_in_flight(stage: Stage) -> None:
@@ -33,7 +34,7 @@ async def test_kill_9_five_times_loses_nothing_and_repeats_only_what_was_in_flig
     traffic = stage.traffic(topics=100, padding=PADDING)
     kills: list[tuple[float, int]] = []
     async with stage.running(stage.mapping(topic, buffer_bytes=BUFFER)) as service:
-        async with traffic.flowing(RATE[stage.protocol], at_least=12 * RATE[stage.protocol]):
+        async with traffic.flowing(RATE[stage.protocol], at_least=MESSAGES):
             for _ in range(5):
                 await _delivering(service, 5_000)
                 unread = await _frozen(service, stage.mosquitto.port)
@@ -100,7 +101,7 @@ async def test_pause_and_resume_in_the_middle_of_traffic_repeat_nothing(stage: S
     topic = await stage.kafka_topic(partitions=4)
     traffic = stage.traffic()
     async with stage.running(stage.mapping(topic)) as service:
-        async with traffic.flowing(RATE[stage.protocol], at_least=20_000):
+        async with traffic.flowing(RATE[stage.protocol], at_least=MESSAGES):
             for _ in range(TIMES):
                 before = (await service.status("m"))["counters"]["delivered"]
                 await _delivering(service, before + 200)
@@ -121,7 +122,7 @@ async def test_an_edit_of_the_filters_in_the_middle_of_traffic_repeats_nothing(s
     traffic = stage.traffic()
     main, other = f"{stage.unique}/#", f"other-{stage.unique}/#"
     async with stage.running(stage.mapping(topic)) as service:
-        async with traffic.flowing(RATE[stage.protocol], at_least=20_000):
+        async with traffic.flowing(RATE[stage.protocol], at_least=MESSAGES):
             for n in range(TIMES):
                 filters = [main, other] if n % 2 == 0 else [main]
                 status = await edit(service, {"mqtt": {"topic": filters}})
@@ -141,7 +142,7 @@ async def test_sigterm_and_start_in_the_middle_of_traffic_repeat_nothing(stage: 
     traffic = stage.traffic()
     exits = []
     async with stage.running(stage.mapping(topic)) as service:
-        async with traffic.flowing(RATE[stage.protocol], at_least=20_000):
+        async with traffic.flowing(RATE[stage.protocol], at_least=MESSAGES):
             for _ in range(TIMES):
                 await _delivering(service, 200)
                 exits.append(await service.sigterm())

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from server.core.acks import AckWindow, Arrival
+from server.core.acks import AckWindow, Arrival, Fingerprint
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,17 @@ def test_a_new_window_holds_nothing() -> None:
     assert window.held == 0
     assert window.oldest_pending is None
     assert window.due() == []
+
+
+def test_an_acknowledgement_that_was_due_and_never_written_can_be_claimed_once() -> None:
+    window: AckWindow[Message] = AckWindow()
+    window.connection_lost(takeover=False, withheld=[(7, Fingerprint.of(Message(7, qos=2)))])
+    assert window.claim(Message(7, b"other", qos=2)) is None
+    origin = window.claim(Message(7, qos=2))
+    assert origin is not None
+    assert not origin.open_parts
+    assert window.claim(Message(7, qos=2)) is None
+    assert window.is_empty
 
 
 def test_arrivals_are_due_in_receive_order_whatever_order_they_are_confirmed_in() -> None:

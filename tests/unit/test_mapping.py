@@ -64,6 +64,7 @@ def test_the_client_id_is_the_mappings_own_or_made_from_the_connections(
         ({"name": ""}, "at least 1 character"),
         ({"name": "x" * 129}, "at most 128 characters"),
         ({"name": "a\nb"}, "control characters"),
+        ({"name": ".."}, "must not be"),
         ({"mqtt": {"topic": ""}}, "at least one topic filter"),
         ({"mqtt": {"topic": []}}, "at least one topic filter"),
         ({"mqtt": {"topic": ["a", "b#"]}}, "'b#': '#' must stand alone"),
