@@ -27,7 +27,8 @@ class Message:
 
 
 def _packets(data: bytes) -> list[object]:
-    packets, offset = [], 0
+    packets: list[object] = []
+    offset = 0
     while offset < len(data):
         packet, used = mqtt5.read(memoryview(data)[offset:])
         packets.append(packet)
