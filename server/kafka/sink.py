@@ -31,7 +31,7 @@ from server.kafka.producer import Producer, classify
 from server.kafka.watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from server.core.acks import AckWindow, Arrival, Delivery
     from server.core.failures import Failure
@@ -116,6 +116,7 @@ class Sink:
         self._lingering = False
         self._stuck: list[Delivery] = []
         self._last_round = 0.0
+        self._compresses = bool(cluster.options.producer.get("compression_type"))
         self._batch_bytes: int = cluster.options.producer.get("max_batch_size", 1_000_000)
         self.unconfirmed = 0
         self.in_flight_bytes = 0
@@ -158,8 +159,13 @@ class Sink:
 
     async def _abandon(self, producer: Producer | None) -> None:
         """End the producer and take back what it had not confirmed."""
-        if producer is not None:
-            await producer.abandon()
+        try:
+            if producer is not None:
+                await _to_the_end(producer.abandon())
+        finally:
+            self._take_back()
+
+    def _take_back(self) -> None:
         for flight in self._flights:
             self._outbox.take_back(flight)
         self._flights.clear()
@@ -324,7 +330,7 @@ class Sink:
                     self._batch_bytes = max(_SMALLEST_BATCH_BYTES, min(self._batch_bytes, flight.size // 2))
                 return False
             chunk, index = flight.first()
-            if failure.too_large:
+            if failure.too_large and not self._compresses:  # Kafka's limit is for what is compressed
                 route, message = chunk.entries[index]
                 size = size_of(route.key, route.value(message.payload), route.headers)
                 self._outbox.topics[lane.topic].learn_limit(size, time.monotonic())
@@ -382,3 +388,13 @@ class Sink:
             self._outbox.add_dead_letter(arrival, message, key, reason)
             self._wake.set()
         return True
+
+
+async def _to_the_end(ending: Coroutine[Any, Any, None]) -> None:
+    """Await this even if cancelled meanwhile; the cancellation follows when it is done."""
+    task = asyncio.create_task(ending)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

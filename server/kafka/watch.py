@@ -58,6 +58,7 @@ class Watch:
     def confirmed(self) -> None:
         """Kafka confirmed a batch."""
         self._condition.note(Cause.SENDS, None)
+        self._condition.note(Cause.REACH, None)
 
     def look(
         self, producer: Producer, *, missing: list[Topic], needed: Topic | None, flights: Collection[Flight]

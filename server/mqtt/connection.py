@@ -189,10 +189,11 @@ class BaseConnection(ABC):
         self._leaving = True
         self._cancel_timers()
         try:
+            deadline = self._loop.time() + patience
             await self._acknowledgements_written(patience)
             self._pings_answered = self._loop.create_future()
             self._send_ping()
-            await self.or_ended(self._pings_answered, patience)
+            await self.or_ended(self._pings_answered, max(LEAVE_CLOSE_SECONDS, deadline - self._loop.time()))
             if not self._pings_answered.done():
                 _log.warning("left_without_pingresp", client_id=self._request.client_id, seconds=patience)
             if not self.ended.done():

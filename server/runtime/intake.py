@@ -29,6 +29,7 @@ class Intake:
         self.copies = CopyFilter(())
         # Received and counted, given up before Kafka had them, and still with the broker: they come again.
         self.owed = 0
+        self.reads = 0
         self._tally = tally
         self._sink: Sink | None = None
         self._connection: Connection | None = None
@@ -59,6 +60,8 @@ class Intake:
         if self._connection is not None:
             withheld, self._connection = self._connection.withheld, None
             self.window.connection_lost(takeover=takeover, withheld=withheld)
+            if takeover:
+                self._unreleased.clear()  # the other client may have released them, and the broker used them again
 
     def session_lost(self) -> None:
         """The broker has no copy of anything: redeliveries of the past can't come."""
@@ -89,6 +92,7 @@ class Intake:
         """Take messages in receive order that hold `size` bytes."""
         if self._sink is None or self._closed:
             return  # unacknowledged: they stay with the broker
+        self.reads += 1
         self.last_message_at = time.time()
         arrival = self.window.arrive(messages, size, time.monotonic())
         fresh = messages

@@ -37,7 +37,7 @@ SAME_MALFORMED_PACKETS = 5
 # Half of all packet ids: Mosquitto 2.0.11 sends more than it may at QoS 2 and takes the next id without looking
 # whether it is in use, so with all of them in flight it gives one id to two messages.
 MOST_AT_QOS_2 = 32_767
-_QUIET_SECONDS = 1.0
+_QUIET_SECONDS = 3.0
 _QOS_2 = 2
 _LEFT = Ended(Reason("mqtt_left", "left by this side"))
 
@@ -237,7 +237,8 @@ class MqttSession:
         if row.established and not row.clean_start and not connection.granted.session_present and row.client_id:
             self._tally.sessions_lost += 1
             _log.warning("session_lost", mapping=self._spec.name, client_id=row.client_id)
-        self._intake.copies = self._copies(row)
+        # In a new session identifiers begin anew: what the row knows of them must not judge its messages.
+        self._intake.copies = self._copies(row) if connection.granted.session_present else CopyFilter(())
         self._intake.attach(connection, unreleased)
 
     def received(self, messages: Sequence[Message], size: int) -> None:
@@ -289,6 +290,7 @@ class MqttSession:
 
     def _check_malformed(self, ended: Ended) -> None:
         if ended.malformed is None:
+            self._malformed = (b"", 0)
             return
         sample, times = self._malformed
         times = times + 1 if sample == ended.malformed else 1
@@ -331,9 +333,9 @@ class MqttSession:
         if row.subscriptions:
             await connection.unsubscribe([each.topic_filter for each in row.subscriptions])
             await self._ledger.save(replace(row, subscriptions=()))
-        received = -1
-        while received != self._tally.received or not self._intake.window.is_empty:
-            received = self._tally.received
+        reads = -1
+        while reads != self._intake.reads or not self._intake.window.is_empty or connection.withheld:
+            reads = self._intake.reads
             await asyncio.wait([connection.ended], timeout=_QUIET_SECONDS)
             if connection.ended.done():
                 raise ConnectionEndedError(connection.ended.result())

@@ -134,6 +134,8 @@ class Supervisor:
             life = self._lives.get(name)
             if life is None or not life.active:
                 seconds, why = now - self._wanted_since.get(name, now), "not started"
+                if life is not None:  # between two runs, or FAILED: only since it ran last
+                    seconds = min(seconds, life.forwarder.stuck_for(now)[0])
                 if life is not None and life.forwarder.reason:
                     why = f"{life.forwarder.state.value}: {life.forwarder.reason.detail}"
             else:
