@@ -301,6 +301,15 @@ def test_an_unreleased_qos_2_id_is_answered_in_its_turn_without_being_produced()
     assert (rig.tally.received, rig.tally.deduplicated) == (1, 1)
 
 
+def test_after_a_takeover_no_qos_2_id_is_known_any_more() -> None:
+    rig = Rig()
+    rig.lose()
+    unreleased = {5}
+    rig.connect(session_present=True, unreleased=unreleased)
+    rig.lose(takeover=True)
+    assert unreleased == set()
+
+
 def test_the_same_id_at_qos_1_is_another_message() -> None:
     rig = Rig()
     rig.lose()

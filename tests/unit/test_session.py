@@ -346,6 +346,28 @@ async def test_other_malformed_packets_in_between_start_the_count_again(mqtt: Fa
         await bench.ready()
 
 
+@in_virtual_time
+async def test_another_end_in_between_starts_the_count_of_malformed_packets_again(mqtt: FakeMqtt) -> None:
+    async with running(mqtt) as bench:
+        for _ in range(2):
+            for _ in range(4):
+                await bench.ready()
+                await bench.lose(_malformed(b"1"))
+            await bench.ready()
+            await bench.lose()
+        await bench.ready()
+
+
+@in_virtual_time
+async def test_a_lost_session_judges_no_copy_by_the_identifiers_it_had(mqtt: FakeMqtt) -> None:
+    had = tuple(Subscription(name, 1, number, 1) for number, name in enumerate(["x/#", "a/+", "+/b"], start=1))
+    row = replace(ROW, subscriptions=had, last_identifier=3)
+    mqtt.hang_in = "subscribe"
+    async with running(mqtt, row, topic=["a/+", "+/b"]) as bench:
+        await until(lambda: mqtt.asks("connect") and bench.intake.reads == 0 and mqtt.open)
+        assert not bench.intake.copies.is_extra("q/b", [2])
+
+
 # --- which version ----------------------------------------------------------------------------------------------------
 
 
