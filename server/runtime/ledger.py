@@ -54,6 +54,10 @@ class Ledger:
         """The sessions of a mapping, those to be removed left out."""
         return [row for row in self._rows.values() if row.mapping == mapping and not row.removal_pending]
 
+    def owners(self) -> dict[str, str]:
+        """Whose session each client id is, those to be removed left out."""
+        return {row.client_id: row.mapping for row in self._rows.values() if not row.removal_pending}
+
     def removals(self) -> list[Session]:
         """The sessions to be ended at the broker."""
         return [row for row in self._rows.values() if row.removal_pending]

@@ -7,6 +7,7 @@ and comes out of a later call. Stop first, start later.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
 from server.core.lifecycle import State
@@ -84,11 +85,17 @@ Action: TypeAlias = Stop | Rest | Forget | KeepSession | EndSession | Start
 
 
 def reconcile(
-    wanted: Mapping[str, Wanted], running: Mapping[str, Running], *, removals: Collection[str], ending: Collection[str]
+    wanted: Mapping[str, Wanted],
+    running: Mapping[str, Running],
+    *,
+    removals: Collection[str],
+    ending: Collection[str],
+    owners: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Action]:
     """What to do now, in this order.
 
-    `removals` are the client ids of sessions to be ended, `ending` those for which that is under way.
+    `removals` are the client ids of sessions to be ended, `ending` those for which that is under way. `owners` says
+    whose session a client id is: what is queued under a former id is that mapping's, and waits until it has drained it.
     """
     stops: list[Action] = []
     starts: list[Action] = []
@@ -113,7 +120,8 @@ def reconcile(
         if client_id not in held and client_id not in claimed and client_id not in ending
     ]
     for name, wish in wanted.items():
-        if wish.paused or wish.client_id in held or wish.client_id in ending:
+        owner = owners.get(wish.client_id, name)
+        if wish.paused or wish.client_id in held or wish.client_id in ending or (owner != name and owner in wanted):
             continue
         observed_now = running.get(name)
         if observed_now is not None and observed_now.active:

@@ -107,7 +107,13 @@ class Supervisor:
         life = self._lives.get(stored.spec.name)
         forwarder = life.forwarder if life else self._forwarder(stored.spec.name)
         status = forwarder.status(stored, self._broker.connection.client_id)
-        notices = [*self._notices.get(stored.spec.name, []), *self._cluster.options.warnings]
+        name, client_id = stored.spec.name, self.client_id_of(stored.spec)
+        notices = [*self._notices.get(name, []), *self._cluster.options.warnings]
+        owner = self._ledger.owners().get(client_id, name)
+        if owner != name and owner in self._wanted:
+            notices.append(
+                f"waits for the client id {client_id!r}: {owner!r} has to run once to drain what is queued there"
+            )
         return status.model_copy(update={"warnings": [*status.warnings, *notices]}) if notices else status
 
     async def reset_session(self, name: str) -> None:
@@ -276,7 +282,8 @@ class Supervisor:
             for name, life in self._lives.items()
         }
         removals = {row.client_id for row in self._ledger.removals()}
-        return reconcile(wanted, running, removals=removals, ending=self._endings.keys())
+        owners = self._ledger.owners()
+        return reconcile(wanted, running, removals=removals, ending=self._endings.keys(), owners=owners)
 
     async def _act(self, action: Action) -> None:
         match action:

@@ -237,3 +237,12 @@ def test_whatever_happened_repeated_reconciling_leads_to_what_is_wanted(
     assert world.lives.keys() <= final.keys()
     claimed = {wish.client_id for wish in final.values()}
     assert world.removals <= claimed, "a session nobody wants is still there"
+
+
+def test_what_is_queued_under_a_former_client_id_waits_for_its_own_mapping() -> None:
+    paused_with_another_id = Wanted(2, paused=True, client_id="y")
+    wanted = {"a": paused_with_another_id, "b": Wanted(1, paused=False, client_id="x")}
+    owners = {"x": "a"}
+    assert reconcile(wanted, {}, removals=(), ending=(), owners=owners) == []
+    del wanted["a"]
+    assert reconcile(wanted, {}, removals=(), ending=(), owners=owners) == [Start("b")]
