@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from server.core.connections import MqttConnection
 from server.core.lifecycle import Reason
+from server.core.numbering import ENOUGH
 from server.core.subscription import WireProtocol
 from server.mqtt.port import ConnectionEndedError, Ended, Granted, SubscriptionRefusedError
 from server.runtime.session import Broker
@@ -153,9 +154,18 @@ class FakeConnection:
         assert self.is_open
         self.receiver.received(messages, sum(len(message.payload) + 400 for message in messages))
 
+    def count_up(self) -> int:
+        """Show that packet ids are counted up, if these are acknowledged at once; returns the last one used."""
+        for packet_id in range(1, ENOUGH + 3):
+            self.hand_over(FakeMessage(payload=b"count %d" % packet_id, packet_id=packet_id))
+        return ENOUGH + 2
+
     def acknowledge(self, messages: Sequence[Message]) -> None:
         assert self.is_open
         self.acknowledged += messages
+
+    def when_processed(self, call: Callable[[], None]) -> None:
+        call()
 
     def pause_reading(self) -> None:
         assert self.reading

@@ -17,7 +17,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
 # What a remembered delivery costs: the entry, its digest, its share of the table.
 CANDIDATE_BYTES = 300
@@ -50,12 +50,14 @@ M = TypeVar("M", bound=Delivery)
 class Arrival(Generic[M]):
     """Messages that arrived together on one connection, at `at` seconds by the caller's clock.
 
-    `open_parts` counts what Kafka has not confirmed yet.
+    `open_parts` counts what Kafka has not confirmed yet. `kept` says that the broker has a copy of them (but of those
+    at QoS 0) and would send them again.
     """
 
     messages: Sequence[M]
     size: int
     at: float
+    kept: bool = True
     open_parts: int = 1  # the caller's own hold, until every part is handed over
     heirs: list[Arrival[M]] = field(default_factory=list)
 
@@ -105,9 +107,20 @@ class AckWindow(Generic[M]):
         first = next((arrival.at for arrival in self._order if arrival.open_parts), None)
         return min((arrival.at for arrival in self._orphans), default=first)
 
-    def arrive(self, messages: Sequence[M], size: int, at: float) -> Arrival[M]:
+    @property
+    def oldest_packet_id(self) -> int | None:
+        """The packet id of the oldest message on this connection that is not due for acknowledgement."""
+        ids = (message.packet_id for arrival in self._order for message in arrival.messages)
+        return next((packet_id for packet_id in ids if packet_id is not None), None)
+
+    @property
+    def candidate_ids(self) -> Collection[int]:
+        """The packet ids of earlier deliveries that a redelivery could be attached to."""
+        return self._candidates.keys()
+
+    def arrive(self, messages: Sequence[M], size: int, at: float, *, kept: bool = True) -> Arrival[M]:
         """Take in messages that hold `size` bytes; the caller owns one part, and ends it with `confirm`."""
-        arrival = Arrival(messages, size, at)
+        arrival = Arrival(messages, size, at, kept)
         self._order.append(arrival)
         self.held += size
         return arrival
@@ -143,7 +156,7 @@ class AckWindow(Generic[M]):
         After a takeover another client may have held the session, so no redelivery may be attached to what it
         left, nor to anything before.
         """
-        confirmed: Arrival[M] = Arrival((), 0, 0.0, open_parts=0)
+        confirmed: Arrival[M] = Arrival((), 0, 0.0, open_parts=0)  # of `withheld`
         for packet_id, fingerprint in withheld:
             self._candidates[packet_id] = _Candidate(confirmed, fingerprint)
         for arrival in self._order:
@@ -160,8 +173,14 @@ class AckWindow(Generic[M]):
             self.forget_candidates()
 
     def forget_candidates(self) -> None:
-        """The session is gone (session present 0), or its packet ids prove nothing: attach nothing to the past."""
+        """The packet ids of the past prove nothing (any more): attach nothing to it."""
         self._candidates.clear()
+
+    def session_lost(self) -> None:
+        """The broker has no copy of anything any more."""
+        self.forget_candidates()
+        for arrival in self._orphans:
+            arrival.kept = False
 
     def given_up(self) -> None:
         """Nothing more will be produced of what is not confirmed: only confirmed deliveries may be attached to."""
@@ -178,7 +197,8 @@ class AckWindow(Generic[M]):
         """The earlier delivery that this redelivery (DUP = 1, session present = 1) repeats, or None.
 
         Packet id, topic, payload and QoS must equal those of a delivery whose acknowledgement was never written, and
-        each delivery is claimed once: when in doubt a message is produced again.
+        each delivery is claimed once: when in doubt a message is produced again. Only for a broker whose packet ids
+        mean something across connections (core/numbering.py).
         """
         if message.packet_id is None:
             return None

@@ -128,20 +128,20 @@ class CopyFilter:
     """
 
     def __init__(self, subscriptions: Sequence[Subscription]) -> None:
-        self._identified = sorted(
+        self._in_use = {subscription.identifier for subscription in subscriptions} - {None}
+        self._granted = sorted(
             (subscription.identifier, subscription.topic_filter)
             for subscription in subscriptions
             if subscription.identifier is not None and subscription.granted is not None
         )
-        self._in_use = {identifier for identifier, _ in self._identified}
 
     def __bool__(self) -> bool:
         """Whether there can be extra copies."""
-        return len(self._identified) > 1
+        return len(self._in_use) > 1
 
     def is_extra(self, topic: str, identifiers: Sequence[int]) -> bool:
         """Whether another copy of this message is the one to forward."""
         if not identifiers or not self._in_use.issuperset(identifiers):
             return False
-        first = next((identifier for identifier, wanted in self._identified if matches(wanted, topic)), None)
+        first = next((identifier for identifier, wanted in self._granted if matches(wanted, topic)), None)
         return first is not None and first not in identifiers

@@ -126,10 +126,10 @@ class Outbox:
         if chunk.start == len(chunk.entries):
             lane.queue.popleft()
 
-    def unsent(self) -> list[Delivery]:
-        """Every message in it."""
+    def unsent(self) -> list[tuple[Arrival[Any], Delivery]]:
+        """Every message in it, with its arrival."""
         chunks = [chunk for topic in self.topics.values() for chunk in topic.queued()]
-        return [message for chunk in chunks for _, message in chunk.entries[chunk.start :]]
+        return [(chunk.arrival, message) for chunk in chunks for _, message in chunk.entries[chunk.start :]]
 
     def _route(self, mqtt_topic: str) -> tuple[Route, Lane | None]:
         """The route of an MQTT topic, and its lane if its partition is known."""

@@ -114,7 +114,7 @@ class Sink:
         self._fatal: Reason | None = None
         self._watch = Watch(cluster.bootstrap_servers, outcomes.kafka_trouble)
         self._lingering = False
-        self._stuck: list[Delivery] = []
+        self._stuck: list[tuple[Arrival[Any], Delivery]] = []
         self._last_round = 0.0
         self._compresses = bool(cluster.options.producer.get("compression_type"))
         self._batch_bytes: int = cluster.options.producer.get("max_batch_size", 1_000_000)
@@ -176,8 +176,8 @@ class Sink:
         """Wait until every record taken is confirmed."""
         await self._idle.wait()
 
-    def unfinished(self) -> list[Delivery]:
-        """The messages that are not confirmed; only once `run` has ended."""
+    def unfinished(self) -> list[tuple[Arrival[Any], Delivery]]:
+        """The messages that are not confirmed, with their arrivals; only once `run` has ended."""
         return self._stuck + self._outbox.unsent()
 
     async def _serve(self, producer: Producer) -> None:
@@ -369,7 +369,7 @@ class Sink:
             if not self.unconfirmed:
                 self._idle.set()
         else:
-            self._stuck.append(message)
+            self._stuck.append((arrival, message))
 
     def _resolve_poison(self, arrival: Arrival[Any], message: Delivery, key: bytes | None, reason: Reason) -> bool:
         """Whether the message is out of the way: dropped, or on its way as a dead letter."""

@@ -7,6 +7,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from array import array
+from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
@@ -15,7 +16,7 @@ from server.core.lifecycle import Reason
 from server.mqtt.port import MESSAGE_OVERHEAD_BYTES, ConnectionEndedError, Ended
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from server.core.acks import Fingerprint
     from server.core.subscription import Subscription
@@ -57,8 +58,7 @@ class BaseConnection(ABC):
         self._keep_alive_timer: asyncio.TimerHandle | None = None
         self._judge_timer: asyncio.TimerHandle | None = None
         self._silent_since: float | None = None
-        self._pings_unanswered = 0
-        self._pings_answered: asyncio.Future[None] | None = None
+        self._pings: deque[Callable[[], None] | None] = deque()  # unanswered, with whom to call
         self._reading_paused = False
         self._leaving = False
         self._ending: Ended | None = None
@@ -163,6 +163,10 @@ class BaseConnection(ABC):
             self.abort()
             raise
 
+    def when_processed(self, call: Callable[[], None]) -> None:
+        """Call once the broker has shown that it processed everything that was written so far (PINGRESP)."""
+        self._send_ping(call)
+
     def pause_reading(self) -> None:
         """Leave bytes in the socket, so that the broker feels the back-pressure."""
         if self._is_connected and not self._reading_paused and not self._leaving and self._ending is None:
@@ -191,10 +195,10 @@ class BaseConnection(ABC):
         try:
             deadline = self._loop.time() + patience
             await self._acknowledgements_written(patience)
-            self._pings_answered = self._loop.create_future()
-            self._send_ping()
-            await self.or_ended(self._pings_answered, max(LEAVE_CLOSE_SECONDS, deadline - self._loop.time()))
-            if not self._pings_answered.done():
+            answered: asyncio.Future[None] = self._loop.create_future()
+            self.when_processed(lambda: answered.set_result(None))
+            await self.or_ended(answered, max(LEAVE_CLOSE_SECONDS, deadline - self._loop.time()))
+            if not answered.done():
                 _log.warning("left_without_pingresp", client_id=self._request.client_id, seconds=patience)
             if not self.ended.done():
                 self._write(_DISCONNECT)
@@ -218,6 +222,7 @@ class BaseConnection(ABC):
             return data
         buffer += data
         if len(buffer) < self._needed:
+            self._receiver.receiving(len(buffer))
             return b""
         data = bytes(buffer)
         buffer.clear()
@@ -241,7 +246,9 @@ class BaseConnection(ABC):
         """Hand messages of this size (bytes on the wire) on; while leaving they are discarded unacknowledged."""
         if self._granted is None:
             self.refuse_packet("PUBLISH before CONNACK")
-        elif not self._leaving:
+        elif self._leaving:
+            self._receiver.discarded(messages)
+        else:
             self._receiver.received(messages, message_bytes + MESSAGE_OVERHEAD_BYTES * len(messages))
 
     def refuse_packet(self, what: str) -> Ended:
@@ -259,15 +266,15 @@ class BaseConnection(ABC):
         said = f"the broker sent a packet that can't be decoded ({what}); it begins with {begins}"
         self._end(Ended(Reason("mqtt_malformed_packet", said), malformed=sample))
 
-    def lost(self, error: Exception | None, *, possible_takeover: bool = False) -> Ended:
-        """Why the connection is gone, if nothing was known before: it broke, or without an error the broker closed."""
-        hint = ", perhaps because another client uses the client id" if possible_takeover else ""
+    def lost(self, error: Exception | None) -> Ended:
+        """Why the connection is gone, if nothing was known before: it broke, or without an error the broker closed.
+
+        A takeover by another client may look like that: over 3.1.1 always, and Mosquitto 2.0 says nothing over 5.
+        """
+        by_broker = error is None or isinstance(error, ConnectionResetError | BrokenPipeError)
+        hint = ", perhaps because another client uses the client id" if by_broker and self._granted else ""
         what = f"the connection to {self._request.broker.address} was lost: {error or 'closed by the broker'}{hint}"
-        return Ended(
-            Reason("mqtt_connection_lost", what),
-            possible_takeover=possible_takeover,
-            silent=error is None and not self._heard,
-        )
+        return Ended(Reason("mqtt_connection_lost", what), silent=error is None and not self._heard)
 
     def closed(self, ended: Ended) -> None:
         """The socket is gone; tell everyone who waits."""
@@ -304,9 +311,9 @@ class BaseConnection(ABC):
     def take_pingresp(self) -> None:
         """The broker answered a PINGREQ."""
         self._silent_since = None
-        self._pings_unanswered = max(0, self._pings_unanswered - 1)
-        if not self._pings_unanswered and self._pings_answered is not None and not self._pings_answered.done():
-            self._pings_answered.set_result(None)
+        call = self._pings.popleft() if self._pings else None
+        if call is not None:
+            call()
 
     def _schedule_ping(self) -> None:
         # PINGREQs go out at a steady pace, also while reading is paused, so that the broker keeps us.
@@ -316,11 +323,11 @@ class BaseConnection(ABC):
         if self._silent_since is None:
             self._silent_since = time.monotonic()
             self._judge_timer = self._loop.call_later(PINGRESP_TIMEOUT_SECONDS, self._judge_pingresp)
-        self._send_ping()
+        self._send_ping(None)
         self._schedule_ping()
 
-    def _send_ping(self) -> None:
-        self._pings_unanswered += 1
+    def _send_ping(self, call: Callable[[], None] | None) -> None:
+        self._pings.append(call)
         self._write(_PINGREQ)
 
     def _judge_pingresp(self) -> None:

@@ -13,7 +13,7 @@ from server.core.acks import Delivery
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from server.core.acks import Fingerprint
     from server.core.connections import MqttConnection
@@ -52,13 +52,11 @@ class Ended:
     """Why a connection ended, or never came to be.
 
     `malformed` holds the first bytes of a packet that can't be decoded. `version_refused` says the broker does not
-    speak this protocol version; `silent` that it closed before it sent a byte. `possible_takeover` says that the
-    broker closed an established connection without a word, which over 3.1.1 is all that a takeover shows.
+    speak this protocol version; `silent` that it closed before it sent a byte.
     """
 
     reason: Reason
     takeover: bool = False
-    possible_takeover: bool = False
     malformed: bytes | None = None
     version_refused: bool = False
     silent: bool = False
@@ -105,6 +103,12 @@ class Receiver(Protocol):
     def received(self, messages: Sequence[Message], size: int) -> None:
         """Messages in receive order that hold `size` bytes."""
 
+    def discarded(self, messages: Sequence[Message]) -> None:
+        """Messages that came while the connection is left; they are never acknowledged."""
+
+    def receiving(self, size: int) -> None:
+        """A packet larger than a read is on its way; so many bytes of it are held already."""
+
 
 class Connection(Protocol):
     """One MQTT connection of a session."""
@@ -123,6 +127,9 @@ class Connection(Protocol):
 
     def acknowledge(self, messages: Sequence[Message]) -> None:
         """Write PUBACK or PUBREC for these, in this order; only while the connection is open."""
+
+    def when_processed(self, call: Callable[[], None]) -> None:
+        """Call once the broker has shown that it processed everything that was written so far (PINGRESP)."""
 
     @property
     def withheld(self) -> Sequence[tuple[int, Fingerprint]]:

@@ -149,9 +149,7 @@ class Connection(BaseConnection):
 
     def _lost(self, error: OSError | None) -> None:
         """The connection broke; what broke it, None if the broker closed it."""
-        by_broker = error is None or isinstance(error, ConnectionResetError | BrokenPipeError)
-        # Over 3.1.1 a takeover looks like any other close; and a close is a reset if the broker had unread bytes.
-        self._abort(self.lost(error, possible_takeover=by_broker and self._granted is not None))
+        self._abort(self.lost(error))
 
     # --- what the forwarder asks for --------------------------------------------------------------------------------
 
@@ -244,7 +242,7 @@ class Connection(BaseConnection):
                     )
                 )
             )
-        elif not self._leaving:
+        else:
             self._decode(packet)
 
     def _on_message(self, _client: object, _userdata: object, message: MQTTMessage) -> None:

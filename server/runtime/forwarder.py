@@ -163,7 +163,7 @@ class Forwarder:
             try:
                 await session.leave()
             finally:
-                self._give_up(sink, durable=session.durable)
+                self._give_up(sink)
         for task in (writing, reading):
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
@@ -181,15 +181,9 @@ class Forwarder:
             # A broker that is behind gets all the time there is: what it has not read would come again.
             await self._session.leave(max(LEAVE_PINGRESP_SECONDS, deadline - time.monotonic()))
 
-    def _give_up(self, sink: Sink, *, durable: bool) -> None:
+    def _give_up(self, sink: Sink) -> None:
         """Account for what Kafka had not confirmed: it comes again, or it is lost and counted so."""
-        unfinished = sink.unfinished()
-        lost = sum(1 for message in unfinished if message.qos == 0 or not durable)
-        self.intake.into(None)
-        self.intake.window.given_up()
-        self.intake.owed += len(unfinished) - lost
-        if lost:
-            self.tally.dropped["shutdown"] += lost
+        if lost := self.intake.give_up(sink.unfinished()):
             _log.warning("messages_dropped", mapping=self.name, reason="shutdown", messages=lost)
 
     # --- what session and sink report -------------------------------------------------------------------------------

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from server.core.acks import CANDIDATE_BYTES, AckWindow
+from server.core.numbering import Numbering
 from server.core.subscription import CopyFilter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from server.core.acks import Arrival
+    from server.core.acks import Arrival, Delivery
     from server.kafka.sink import Sink
     from server.mqtt.port import Connection, Message
     from server.runtime.counters import Tally
@@ -33,10 +35,13 @@ class Intake:
         self._tally = tally
         self._sink: Sink | None = None
         self._connection: Connection | None = None
+        self._numbering = Numbering()
         self._resumed = False
+        self._client_id = ""
         self._unreleased: set[int] = set()
         self._closed = False
         self._paused = False
+        self._receiving = 0
 
     # --- what it works between --------------------------------------------------------------------------------------
 
@@ -45,12 +50,20 @@ class Intake:
         self._sink = sink
         self._closed = False
 
-    def attach(self, connection: Connection, unreleased: set[int]) -> None:
-        """Read from this connection; `unreleased` are the QoS 2 ids answered with PUBREC and not released."""
+    def attach(self, connection: Connection, client_id: str, unreleased: set[int]) -> None:
+        """Read from this connection of the session of `client_id`; "" means that the broker does not keep it.
+
+        `unreleased` are the QoS 2 ids answered with PUBREC and not released.
+        """
+        if client_id != self._client_id:  # packet ids mean nothing in another session
+            self._client_id = client_id
+            self._numbering = Numbering()
+            self.window.forget_candidates()
         self._connection = connection
         self._unreleased = unreleased
         self._resumed = connection.granted.session_present
         self._paused = False
+        self._numbering.connected(resumed=self._resumed)
         if not self._resumed:
             self.session_lost()
         self._press()
@@ -59,13 +72,15 @@ class Intake:
         """The connection is gone: what it left still goes to Kafka, and none of it can be acknowledged any more."""
         if self._connection is not None:
             withheld, self._connection = self._connection.withheld, None
+            self._receiving = 0
             self.window.connection_lost(takeover=takeover, withheld=withheld)
+            self._numbering.lost(self.window.candidate_ids)
             if takeover:
                 self._unreleased.clear()  # the other client may have released them, and the broker used them again
 
     def session_lost(self) -> None:
         """The broker has no copy of anything: redeliveries of the past can't come."""
-        self.window.forget_candidates()
+        self.window.session_lost()
         if self.owed:
             self._tally.dropped["session_lost"] += self.owed
             self.owed = 0
@@ -74,6 +89,16 @@ class Intake:
         """Take nothing more: the mapping is draining."""
         self._closed = True
         self._press()
+
+    def give_up(self, unconfirmed: Sequence[tuple[Arrival[Any], Delivery]]) -> int:
+        """Account for what Kafka had not confirmed: it comes again, or it is lost. Returns how many are lost."""
+        lost = sum(1 for arrival, message in unconfirmed if message.qos == 0 or not arrival.kept)
+        self.into(None)
+        self.window.given_up()
+        self.owed += len(unconfirmed) - lost
+        if lost:
+            self._tally.dropped["shutdown"] += lost
+        return lost
 
     @property
     def in_flight(self) -> int:
@@ -84,22 +109,25 @@ class Intake:
     def held(self) -> int:
         """Bytes held for them."""
         building = self._sink.in_flight_bytes if self._sink else 0
-        return self.window.held + building + CANDIDATE_BYTES * self.window.candidates
+        return self.window.held + self._receiving + building + CANDIDATE_BYTES * self.window.candidates
 
     # --- messages in ------------------------------------------------------------------------------------------------
 
     def received(self, messages: Sequence[Message], size: int) -> None:
         """Take messages in receive order that hold `size` bytes."""
+        self._receiving = 0
         if self._sink is None or self._closed:
-            return  # unacknowledged: they stay with the broker
+            self.discarded(messages, durable=bool(self._client_id))
+            return
         self.reads += 1
         self.last_message_at = time.time()
-        arrival = self.window.arrive(messages, size, time.monotonic())
+        arrival = self.window.arrive(messages, size, time.monotonic(), kept=bool(self._client_id))
         fresh = messages
-        if self.window.candidates or self.owed or self.copies or self._unreleased:
+        if self._numbering.replaying or self.window.candidates or self.owed or self.copies or self._unreleased:
             fresh = self._sift(arrival, messages)
         else:
             self._tally.received += len(fresh)
+            self._numbering.arrived(messages)
         if fresh:
             self._sink.add(arrival, fresh)
         self.window.confirm(arrival)
@@ -107,20 +135,30 @@ class Intake:
             self.acknowledge_due()
         self._press()
 
+    def discarded(self, messages: Sequence[Message], *, durable: bool) -> None:
+        """These were not taken, nor acknowledged: they stay with the broker, or are lost if it has no copy."""
+        lost = sum(1 for message in messages if message.qos == 0) if durable else len(messages)
+        if lost:
+            self._tally.received += lost
+            self._tally.dropped["shutdown"] += lost
+
+    def receiving(self, size: int) -> None:
+        """So many bytes of a large message that is on its way are held already."""
+        self._receiving = size
+        self._press()
+
     def _sift(self, arrival: Arrival[Message], messages: Sequence[Message]) -> list[Message]:
         """The messages that have to be produced; the others are copies or redeliveries of what already is."""
         fresh: list[Message] = []
         tally = self._tally
         for message in messages:
+            if message.packet_id is not None:
+                self._number(message.packet_id, message)
             # Answered with PUBREC again, in its turn. Without DUP it can only be a new message of a broker that uses an
             # id again too early, as Mosquitto 2.0.11 does when its ids wrap around: then a repeat is the lesser evil.
             if message.qos == 2 and message.duplicate and message.packet_id in self._unreleased:  # noqa: PLR2004
                 tally.deduplicated += 1
                 continue
-            if message.packet_id is not None and not message.duplicate:
-                # The broker sends new messages after the replay, so nothing else of the past will come. What stayed
-                # could only be taken for another message that happens to say the same.
-                self.window.forget_candidates()
             redelivered = self._resumed and message.duplicate
             if redelivered and (origin := self.window.claim(message)) is not None:
                 self.window.inherit(arrival, origin)
@@ -136,6 +174,20 @@ class Intake:
             fresh.append(message)
         return fresh
 
+    def _number(self, packet_id: int, message: Message) -> None:
+        """Follow the packet ids, and forget those of the past that prove nothing (any more)."""
+        numbering = self._numbering
+        if numbering.opening and not numbering.opened_by(packet_id, duplicate=message.duplicate):
+            self.window.forget_candidates()
+            self._unreleased.clear()
+        if message.duplicate:
+            numbering.redelivered(packet_id)
+        else:
+            # The broker sends new messages after the replay, so nothing else of the past will come. What stayed
+            # could only be taken for another message that happens to say the same.
+            self.window.forget_candidates()
+            numbering.arrived((message,))
+
     # --- acknowledgements and back-pressure -------------------------------------------------------------------------
 
     def progressed(self) -> None:
@@ -149,10 +201,14 @@ class Intake:
         if connection is None or not connection.is_open:
             return
         due = self.window.due()
-        if len(due) == 1:
-            connection.acknowledge(due[0].messages)
-        elif due:
-            connection.acknowledge([message for arrival in due for message in arrival.messages])
+        if not due:
+            return
+        messages = due[0].messages if len(due) == 1 else [each for arrival in due for each in arrival.messages]
+        connection.acknowledge(messages)
+        if self._numbering.acknowledged(len(messages)):
+            withheld = connection.withheld
+            mark = self._numbering.mark(withheld[0][0] if withheld else self.window.oldest_packet_id)
+            connection.when_processed(functools.partial(self._numbering.settled, mark))
 
     def _press(self) -> None:
         """Stop or resume reading. What is remembered for redeliveries alone never stops it, or nothing ever would."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from server.core.connections import MqttConnection
     from server.core.mapping import Mapping as MappingSpec
-    from server.core.subscription import WireProtocol
+    from server.core.subscription import Subscription, WireProtocol
     from server.mqtt.port import Connection, Connector, Granted, Message
     from server.runtime.counters import Tally
     from server.runtime.intake import Intake
@@ -226,7 +226,7 @@ class MqttSession:
             receive_maximum=receive_maximum,
             unreleased=unreleased,
         )
-        receiver = _Reading(self, row, unreleased) if reading else _Nobody()
+        receiver = _Reading(self, self._intake, row, unreleased) if reading else _Discarding(self._intake)
         connection = self.connection = await self._broker.connectors[protocol].connect(request, receiver)
         negotiation.accepted()
         return connection
@@ -239,11 +239,7 @@ class MqttSession:
             _log.warning("session_lost", mapping=self._spec.name, client_id=row.client_id)
         # In a new session identifiers begin anew: what the row knows of them must not judge its messages.
         self._intake.copies = self._copies(row) if connection.granted.session_present else CopyFilter(())
-        self._intake.attach(connection, unreleased)
-
-    def received(self, messages: Sequence[Message], size: int) -> None:
-        """Hand messages on."""
-        self._intake.received(messages, size)
+        self._intake.attach(connection, row.client_id, unreleased)
 
     async def _subscribe(self, connection: Connection, row: Session) -> None:
         """Subscribe what is wanted and unsubscribe what is gone, if anything differs from what the session has."""
@@ -257,8 +253,10 @@ class MqttSession:
         )
         if row.client_id and plan.during != row:
             await self._ledger.save(plan.during)
-        answers = await connection.subscribe(plan.subscribe) if plan.subscribe else {}
-        self._intake.copies = self._copies(plan.reached(answers))
+        answers: dict[str, int] = {}
+        for together in _in_turn(plan.subscribe):
+            answers |= await connection.subscribe(together)
+            self._intake.copies = self._copies(plan.reached(answers))
         if plan.unsubscribe:
             await connection.unsubscribe(plan.unsubscribe)
         reached = plan.reached(answers)
@@ -275,7 +273,7 @@ class MqttSession:
 
     def _lost(self, ended: Ended) -> None:
         self.connection = None
-        self._intake.detach(takeover=ended.takeover or ended.possible_takeover)
+        self._intake.detach(takeover=ended.takeover)
 
     async def leave(self, patience: float = LEAVE_PINGRESP_SECONDS) -> None:
         """Leave the connection, if there is one, as design.md says: every acknowledgement arrives, nothing is lost."""
@@ -320,7 +318,6 @@ class MqttSession:
             await self._subscribe(connection, row)
             await self.leave()
         for row in former:
-            self._intake.window.forget_candidates()  # packet ids of another session
             await self._drain_former(row)
             await end_session(self._broker, row, self._negotiation(row.client_id).choice)
             await self._ledger.forget(row.client_id)
@@ -342,11 +339,23 @@ class MqttSession:
         await self.leave()
 
 
+def _in_turn(subscriptions: Sequence[Subscription]) -> list[Sequence[Subscription]]:
+    """Those to subscribe together, one after the other.
+
+    Filters with identifiers overlap: the retained messages of one must find the others granted that were before it, or
+    a message that matches several would come several times.
+    """
+    if any(subscription.identifier is not None for subscription in subscriptions):
+        return [(subscription,) for subscription in subscriptions]
+    return [subscriptions] if subscriptions else []
+
+
 @dataclass(slots=True)
 class _Reading:
     """Takes what a connection of this session reads."""
 
     session: MqttSession
+    intake: Intake
     row: Session
     unreleased: set[int]
 
@@ -354,7 +363,13 @@ class _Reading:
         self.session.connected(connection, self.row, self.unreleased)
 
     def received(self, messages: Sequence[Message], size: int) -> None:
-        self.session.received(messages, size)
+        self.intake.received(messages, size)
+
+    def discarded(self, messages: Sequence[Message]) -> None:
+        self.intake.discarded(messages, durable=bool(self.row.client_id))
+
+    def receiving(self, size: int) -> None:
+        self.intake.receiving(size)
 
 
 async def end_session(broker: Broker, row: Session, protocol: WireProtocol) -> None:
@@ -378,3 +393,23 @@ class _Nobody:
 
     def received(self, messages: Sequence[Message], size: int) -> None:
         """Nothing is taken, nothing acknowledged."""
+
+    def discarded(self, messages: Sequence[Message]) -> None:
+        """The same."""
+
+    def receiving(self, size: int) -> None:
+        """Nothing is held."""
+
+
+@dataclass(slots=True)
+class _Discarding(_Nobody):
+    """Takes nothing yet: what the broker keeps comes again on a later connection of this session."""
+
+    intake: Intake
+
+    def received(self, messages: Sequence[Message], size: int) -> None:
+        del size
+        self.discarded(messages)
+
+    def discarded(self, messages: Sequence[Message]) -> None:
+        self.intake.discarded(messages, durable=True)

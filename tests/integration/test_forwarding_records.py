@@ -124,6 +124,18 @@ async def test_overlapping_filters_forward_a_message_once(stage: Stage, qos: int
     assert status["warnings"] == []
 
 
+@pytest.mark.parametrize("protocol", ["5"])
+async def test_a_retained_message_that_matches_overlapping_filters_is_forwarded_once(stage: Stage) -> None:
+    """Each SUBSCRIBE replays it; what the filters before it have forwarded is an extra copy."""
+    topic = await stage.kafka_topic()
+    retained = [(f"{stage.unique}/a/b", b"retained"), (f"{stage.unique}/z/b", b"other"), (f"{stage.unique}/a/x", b"x")]
+    await stage.publish(retained, retain=True)
+    filters = [f"{stage.unique}/+/b", f"{stage.unique}/a/+"]
+    async with stage.running(stage.mapping(topic, mqtt={"topic": filters})) as service:
+        history = await stage.outcome(service, topic, retained)
+    assert history.problems() == []
+
+
 @pytest.mark.parametrize("protocol", ["3.1.1"])
 async def test_overlapping_filters_over_311_are_forwarded_with_a_warning(stage: Stage) -> None:
     topic = await stage.kafka_topic()

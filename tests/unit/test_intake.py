@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from server.core.acks import CANDIDATE_BYTES, Fingerprint
+from server.core.numbering import ENOUGH
 from server.core.subscription import CopyFilter, Subscription
 from server.core.topics import matches
 from server.mqtt.port import Granted
@@ -19,12 +20,15 @@ from server.runtime.counters import Tally
 from server.runtime.intake import Intake
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from server.core.acks import Arrival
     from server.kafka.sink import Sink
     from server.mqtt.port import Connection
     from server.mqtt.port import Message as PortMessage
+
+
+N = ENOUGH + 2  # what a broker has sent when it has shown that it counts
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,15 @@ class FakeConnection:
         self.reading = True
         self.switched = 0
         self.acknowledged: list[PortMessage] = []
+        self.asked: list[Callable[[], None]] = []
+
+    def when_processed(self, call: Callable[[], None]) -> None:
+        self.asked.append(call)
+
+    def answer(self) -> None:
+        """The broker has processed everything written so far."""
+        while self.asked:
+            self.asked.pop(0)()
 
     def acknowledge(self, messages: Sequence[PortMessage]) -> None:
         assert self.is_open
@@ -109,14 +122,31 @@ class Rig:
         self.sink = self.new_sink()
         self.connection = self.connect()
 
+    @classmethod
+    def counting(cls) -> Rig:
+        """One whose broker has shown that it counts its packet ids up, from 1 to N."""
+        rig = cls()
+        for packet_id in range(1, N + 1):
+            rig.receive(Message(packet_id))
+            rig.sink.confirm()
+            rig.connection.answer()
+        rig.sink.taken.clear()
+        rig.connection.acknowledged.clear()
+        rig.tally.received = 0
+        return rig
+
     def new_sink(self) -> FakeSink:
         self.sink = FakeSink(self.intake)
         self.intake.into(cast("Sink", self.sink))
         return self.sink
 
-    def connect(self, *, session_present: bool = False, unreleased: set[int] | None = None) -> FakeConnection:
+    def connect(
+        self, *, session_present: bool = False, unreleased: set[int] | None = None, client_id: str = "c"
+    ) -> FakeConnection:
         self.connection = FakeConnection(session_present=session_present)
-        self.intake.attach(cast("Connection", self.connection), unreleased if unreleased is not None else set())
+        self.intake.attach(
+            cast("Connection", self.connection), client_id, unreleased if unreleased is not None else set()
+        )
         return self.connection
 
     def lose(self, *, takeover: bool = False) -> None:
@@ -128,12 +158,7 @@ class Rig:
 
     def give_up(self) -> None:
         """What a forwarder does when its pipeline ends."""
-        unfinished = [message for _, messages in self.sink.parts for message in messages]
-        lost = sum(1 for message in unfinished if message.qos == 0)
-        self.intake.into(None)
-        self.intake.window.given_up()
-        self.intake.owed += len(unfinished) - lost
-        self.tally.dropped["shutdown"] += lost
+        self.intake.give_up([(arrival, message) for arrival, messages in self.sink.parts for message in messages])
 
 
 # --- acknowledgements -------------------------------------------------------------------------------------------------
@@ -199,58 +224,98 @@ def test_a_connection_that_is_lost_twice_is_lost_once() -> None:
 
 
 def test_a_redelivery_is_attached_and_acknowledged_when_kafka_has_what_it_repeats() -> None:
-    rig = Rig()
-    rig.receive(Message(1))
+    rig = Rig.counting()
+    rig.receive(Message(N + 1))
     rig.lose()
     rig.connect(session_present=True)
-    rig.receive(Message(1).again())
-    assert rig.sink.taken == [Message(1)]
+    rig.receive(Message(N + 1).again())
+    assert rig.sink.taken == [Message(N + 1)]
     assert (rig.tally.received, rig.tally.deduplicated) == (1, 1)
     assert rig.connection.acknowledged == []
     rig.sink.confirm()
-    assert rig.connection.acknowledged == [Message(1).again()]
+    assert rig.connection.acknowledged == [Message(N + 1).again()]
 
 
 def test_a_redelivery_of_what_kafka_has_is_acknowledged_at_once() -> None:
-    rig = Rig()
-    rig.receive(Message(1))
+    rig = Rig.counting()
+    rig.receive(Message(N + 1))
     rig.connection.is_open = False
     rig.sink.confirm()
     rig.lose()
     rig.connect(session_present=True)
-    rig.receive(Message(1).again())
-    assert rig.connection.acknowledged == [Message(1).again()]
+    rig.receive(Message(N + 1).again())
+    assert rig.connection.acknowledged == [Message(N + 1).again()]
 
 
 @pytest.mark.parametrize(
     ("session_present", "takeover", "message"),
     [
-        (False, False, Message(1).again()),
-        (True, True, Message(1).again()),
-        (True, False, Message(1)),
-        (True, False, Message(2).again()),
-        (True, False, Message(1, payload=b"q").again()),
-        (True, False, Message(1, topic="u").again()),
-        (True, False, Message(1, qos=2).again()),
+        (False, False, Message(N + 1).again()),
+        (True, True, Message(N + 1).again()),
+        (True, False, Message(N + 1)),
+        (True, False, Message(N + 2).again()),
+        (True, False, Message(N + 1, payload=b"q").again()),
+        (True, False, Message(N + 1, topic="u").again()),
+        (True, False, Message(N + 1, qos=2).again()),
     ],
 )
 def test_when_in_doubt_a_redelivery_is_produced_again(session_present: bool, takeover: bool, message: Message) -> None:
-    rig = Rig()
-    rig.receive(Message(1))
+    rig = Rig.counting()
+    rig.receive(Message(N + 1))
     rig.lose(takeover=takeover)
     rig.connect(session_present=session_present)
     rig.receive(message)
-    assert rig.sink.taken == [Message(1), message]
+    assert rig.sink.taken == [Message(N + 1), message]
     assert (rig.tally.received, rig.tally.deduplicated) == (2, 0)
 
 
-def test_only_one_redelivery_is_attached_to_a_delivery() -> None:
+def test_of_a_broker_that_has_not_shown_that_it_counts_every_redelivery_is_produced_again() -> None:
+    """One that takes the smallest free id has given it to another message that says the same, for all we know."""
     rig = Rig()
-    rig.receive(Message(1))
+    rig.receive(Message(1), Message(2))
     rig.lose()
     rig.connect(session_present=True)
-    rig.receive(Message(1).again())
-    rig.receive(Message(1).again())
+    rig.receive(Message(1).again(), Message(2).again())
+    assert len(rig.sink.taken) == 4
+    assert rig.intake.window.candidates == 0
+
+
+def test_of_a_broker_that_does_not_count_no_qos_2_id_is_believed_to_be_answered() -> None:
+    rig = Rig()
+    rig.receive(Message(1, qos=2))
+    rig.sink.confirm()
+    rig.lose()
+    rig.connect(session_present=True, unreleased={1})
+    rig.receive(Message(1, qos=2).again())
+    assert len(rig.sink.taken) == 2
+
+
+def test_a_redelivery_that_does_not_fit_what_was_settled_ends_all_belief() -> None:
+    """A broker that numbers afresh begins with 1, which it had freed."""
+    rig = Rig.counting()
+    rig.receive(Message(N + 1), Message(N + 2))
+    rig.lose()
+    rig.connect(session_present=True)
+    rig.receive(Message(1).again(), Message(N + 2).again())
+    assert len(rig.sink.taken) == 4
+
+
+def test_in_another_session_packet_ids_mean_nothing_of_the_past() -> None:
+    rig = Rig.counting()
+    rig.receive(Message(N + 1))
+    rig.lose()
+    rig.connect(session_present=True, client_id="other")
+    rig.receive(Message(N + 1).again())
+    assert len(rig.sink.taken) == 2
+
+
+def test_only_one_redelivery_is_attached_to_a_delivery() -> None:
+    rig = Rig.counting()
+    rig.receive(Message(N + 1))
+    rig.lose()
+    rig.connect(session_present=True)
+    rig.receive(Message(N + 1).again())
+    rig.receive(Message(N + 1).again())
     assert len(rig.sink.taken) == 2
 
 
@@ -259,28 +324,28 @@ def test_a_new_message_ends_the_replay_so_nothing_older_is_attached_to() -> None
 
     That one is sent, lost before it is read, and redelivered: it must not pass for the first.
     """
-    rig = Rig()
-    on, off = Message(7, payload=b"on"), Message(2, payload=b"off")
+    rig = Rig.counting()
+    on, off = Message(N + 7, payload=b"on"), Message(N + 2, payload=b"off")
     rig.receive(on)
     rig.lose()
     rig.connect(session_present=True)
-    rig.receive(Message(1, payload=b"on").again(), off)
+    rig.receive(Message(N + 1, payload=b"on").again(), off)
     while rig.sink.parts:
         rig.sink.confirm()
     rig.lose()
     rig.connect(session_present=True)
-    rig.receive(Message(7, payload=b"on").again())
+    rig.receive(Message(N + 7, payload=b"on").again())
     assert [message.payload for message in rig.sink.taken] == [b"on", b"on", b"off", b"on"]
 
 
 def test_what_is_remembered_for_redeliveries_is_forgotten_when_the_replay_is_over() -> None:
-    rig = Rig()
-    rig.receive(Message(1), Message(2))
+    rig = Rig.counting()
+    rig.receive(Message(N + 1), Message(N + 2))
     rig.lose()
     rig.connect(session_present=True)
     rig.receive(Message(None, qos=0))
     assert rig.intake.window.candidates == 2  # QoS 0 keeps no order with the others
-    rig.receive(Message(3))
+    rig.receive(Message(N + 3))
     assert rig.intake.window.candidates == 0
 
 
@@ -288,10 +353,10 @@ def test_what_is_remembered_for_redeliveries_is_forgotten_when_the_replay_is_ove
 
 
 def test_an_unreleased_qos_2_id_is_answered_in_its_turn_without_being_produced() -> None:
-    rig = Rig()
+    rig = Rig.counting()
     rig.lose()
-    rig.connect(session_present=True, unreleased={5})
-    first, repeated = Message(4, qos=2), Message(5, qos=2).again()
+    rig.connect(session_present=True, unreleased={N + 2})
+    first, repeated = Message(N + 1, qos=2).again(), Message(N + 2, qos=2).again()
     rig.receive(first)
     rig.receive(repeated)
     assert rig.sink.taken == [first]
@@ -302,30 +367,30 @@ def test_an_unreleased_qos_2_id_is_answered_in_its_turn_without_being_produced()
 
 
 def test_after_a_takeover_no_qos_2_id_is_known_any_more() -> None:
-    rig = Rig()
+    rig = Rig.counting()
     rig.lose()
-    unreleased = {5}
+    unreleased = {N + 5}
     rig.connect(session_present=True, unreleased=unreleased)
     rig.lose(takeover=True)
     assert unreleased == set()
 
 
 def test_the_same_id_at_qos_1_is_another_message() -> None:
-    rig = Rig()
+    rig = Rig.counting()
     rig.lose()
-    rig.connect(session_present=True, unreleased={5})
-    rig.receive(Message(5, qos=1))
-    assert rig.sink.taken == [Message(5, qos=1)]
+    rig.connect(session_present=True, unreleased={N + 5})
+    rig.receive(Message(N + 5, qos=1))
+    assert rig.sink.taken == [Message(N + 5, qos=1)]
 
 
 def test_an_id_that_was_released_is_produced() -> None:
-    rig = Rig()
-    unreleased = {5}
+    rig = Rig.counting()
+    unreleased = {N + 5}
     rig.lose()
     rig.connect(session_present=True, unreleased=unreleased)
     unreleased.clear()
-    rig.receive(Message(5, qos=2))
-    assert rig.sink.taken == [Message(5, qos=2)]
+    rig.receive(Message(N + 5, qos=2))
+    assert rig.sink.taken == [Message(N + 5, qos=2)]
 
 
 # --- budget -----------------------------------------------------------------------------------------------------------
@@ -359,16 +424,38 @@ def test_a_message_larger_than_the_budget_is_admitted_alone() -> None:
     assert rig.connection.acknowledged == [Message(1)]
 
 
+def test_a_large_message_on_its_way_is_counted_and_waits_until_it_can_be_admitted_alone() -> None:
+    rig = Rig(budget=100)
+    rig.receive(Message(1), size=50)
+    rig.intake.receiving(60)
+    assert not rig.connection.reading
+    assert rig.intake.held == 110
+    rig.sink.confirm()
+    assert rig.connection.reading
+    rig.intake.receiving(1_000)
+    assert rig.connection.reading
+    rig.receive(Message(2), size=2_000)
+    assert rig.intake.held == 2_000
+
+
+def test_what_was_on_its_way_is_gone_with_the_connection() -> None:
+    rig = Rig()
+    rig.intake.receiving(1_000)
+    rig.lose()
+    assert rig.intake.held == 0
+
+
 def test_what_is_remembered_for_redeliveries_alone_never_stops_reading() -> None:
-    rig = Rig(budget=CANDIDATE_BYTES)
-    messages = [Message(number) for number in range(1, 20)]
+    rig = Rig.counting()
+    rig.intake.budget = CANDIDATE_BYTES
+    messages = [Message(N + number) for number in range(1, 20)]
     rig.receive(*messages)
     rig.lose()
     rig.sink.confirm()
     connection = rig.connect(session_present=True)
     assert rig.intake.held > rig.intake.budget
     assert connection.reading
-    rig.receive(Message(30).again())
+    rig.receive(Message(N + 1, b"never seen").again())
     assert not connection.reading
     rig.sink.confirm()
     assert connection.reading
@@ -415,7 +502,7 @@ def test_what_was_given_up_is_dropped_when_the_session_is_lost() -> None:
     rig.give_up()
     rig.new_sink()
     rig.connect(session_present=False)
-    assert rig.tally.dropped == {"shutdown": 0, "session_lost": 1}
+    assert rig.tally.dropped == {"session_lost": 1}
     assert rig.intake.in_flight == 0
 
 
@@ -478,6 +565,38 @@ def test_copies_without_identifiers_are_all_forwarded(
     assert len(rig.sink.taken) == copies
 
 
+def test_what_was_given_up_after_the_session_was_lost_is_dropped_because_no_broker_has_it() -> None:
+    rig = Rig()
+    rig.receive(Message(1))
+    rig.lose()
+    rig.connect(session_present=False)
+    rig.receive(Message(1))
+    rig.give_up()
+    assert rig.tally.dropped["shutdown"] == 1
+    assert (rig.tally.received, rig.intake.in_flight) == (2, 1)
+
+
+def test_what_was_given_up_of_a_session_the_broker_does_not_keep_is_dropped() -> None:
+    rig = Rig()
+    rig.lose()
+    rig.connect(client_id="")
+    rig.receive(Message(1))
+    rig.give_up()
+    assert rig.tally.dropped["shutdown"] == 1
+
+
+@pytest.mark.parametrize(("client_id", "dropped"), [("c", 1), ("", 2)])
+def test_what_comes_while_draining_and_has_no_copy_in_the_broker_is_received_and_dropped(
+    client_id: str, dropped: int
+) -> None:
+    rig = Rig()
+    rig.lose()
+    rig.connect(client_id=client_id)
+    rig.intake.close()
+    rig.receive(Message(1), Message(None, qos=0))
+    assert rig.tally.received == rig.tally.dropped["shutdown"] == dropped
+
+
 # --- everything together ----------------------------------------------------------------------------------------------
 
 
@@ -486,10 +605,10 @@ class IntakeMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rig = Rig(budget=60)
+        self.rig = Rig.counting()
         self.kept: list[Message] = []  # sent on the session and not acknowledged, in order
         self.sent = 0  # of them, on this connection
-        self.number = 0
+        self.number = N
         self.accepted: list[bytes] = []
         self.delivered: list[bytes] = []
         self.connected = True
@@ -536,6 +655,11 @@ class IntakeMachine(RuleBasedStateMachine):
         self.rig.tally.delivered += len(messages)
         self.rig.sink.confirm(index)
         self._take_acks()
+
+    @precondition(lambda self: self.connected)
+    @rule()
+    def broker_says_what_it_processed(self) -> None:
+        self.rig.connection.answer()
 
     @precondition(lambda self: self.connected)
     @rule(takeover=st.booleans(), unread=st.integers(0, 3))

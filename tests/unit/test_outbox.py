@@ -38,7 +38,7 @@ def _add(outbox: Outbox, *messages: Message) -> Any:
 
 
 def _payloads(outbox: Outbox) -> list[bytes]:
-    return [message.payload for message in outbox.unsent()]
+    return [message.payload for _, message in outbox.unsent()]
 
 
 def test_records_wait_together_until_partitions_are_known_and_then_per_lane() -> None:

@@ -190,3 +190,10 @@ def test_a_filter_the_broker_has_not_granted_takes_no_copy_from_another() -> Non
     copies = CopyFilter((replace(_A, granted=None), _B))
     assert not copies.is_extra("a/b", [7])
     assert not copies.is_extra("a/b", [4])
+
+
+def test_a_filter_that_is_being_subscribed_brings_extra_copies_of_what_an_older_one_matches() -> None:
+    copies = CopyFilter((_A, replace(_B, granted=None)))
+    assert copies
+    assert copies.is_extra("a/b", [7])
+    assert not copies.is_extra("x/b", [7])
