@@ -124,7 +124,7 @@ class CopyFilter:
     The broker may send one copy per filter, each with the identifier of its subscription. One is forwarded: that of
     the oldest matching filter. A copy with an identifier that is no longer in use was queued for a filter that is
     gone, perhaps before any other was subscribed, so it is always forwarded: a repeat is allowed, a loss never. For the
-    same reason a filter that the broker has not granted (yet) takes no copy from another.
+    same reason a filter that the broker has not granted (yet) takes no copy from another, nor a newer from an older.
     """
 
     def __init__(self, subscriptions: Sequence[Subscription]) -> None:
@@ -144,4 +144,4 @@ class CopyFilter:
         if not identifiers or not self._in_use.issuperset(identifiers):
             return False
         first = next((identifier for identifier, wanted in self._granted if matches(wanted, topic)), None)
-        return first is not None and first not in identifiers
+        return first is not None and first < min(identifiers)
