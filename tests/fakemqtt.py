@@ -167,6 +167,10 @@ class FakeConnection:
     def when_processed(self, call: Callable[[], None]) -> None:
         call()
 
+    def rest(self, seconds: float, then: Callable[[], None]) -> None:
+        if self.is_open:
+            asyncio.get_running_loop().call_later(seconds, lambda: then() if self.is_open else None)
+
     def pause_reading(self) -> None:
         assert self.reading
         self.reading = False

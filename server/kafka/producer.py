@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from server.core.kafka_options import KafkaOptions, SslFiles
 
+DEFAULT_LINGER_SECONDS = 0.004
 START_TIMEOUT_SECONDS = 10.0
 _ABANDON_TIMEOUT_SECONDS = 2.0
 _STEP_SECONDS = 0.2
@@ -107,6 +108,12 @@ class Cluster:
     def bootstrap_servers(self) -> str:
         """`host:port`, comma separated."""
         return self.options.bootstrap_servers or self.address
+
+    @property
+    def linger(self) -> float:
+        """How long records may be gathered before they are sent (seconds)."""
+        linger = self.options.linger_ms
+        return DEFAULT_LINGER_SECONDS if linger is None else linger / 1000
 
     def arguments(self, *, max_batch_size: int) -> dict[str, Any]:
         """What to construct an AIOKafkaProducer with."""

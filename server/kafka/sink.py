@@ -4,9 +4,7 @@ At most one batch per partition is unconfirmed, and the next grows meanwhile. Af
 sent: the other futures get a bounded time, the producer is abandoned, and everything unconfirmed goes out again per
 partition in receive order through a new one (design.md, 11). A poison record is found by halving the batch.
 
-When to send is a trade: a produce request costs 300 µs of CPU whatever its size, and waiting adds to the round trip
-that limits brokers with a small window. So the first records after a quiet time go at once, then at most one round
-per linger, unless enough has gathered to be worth a request of its own.
+What is ready is sent at once: gathering is the reader's part (core/pace.py).
 """
 
 from __future__ import annotations
@@ -39,11 +37,9 @@ if TYPE_CHECKING:
     from server.kafka.lanes import Chunk, Flight, Lane
     from server.kafka.producer import Cluster
 
-DEFAULT_LINGER_SECONDS = 0.005
 # Kafka closes the connection on requests above socket.request.max.bytes (100 MiB by default), and aiokafka would
 # retry such a request for ever.
 DEFAULT_RECORD_LIMIT = 100_000_000
-_EAGER_RECORDS = 32
 _IN_FLIGHT_BYTES = 32 * 1024 * 1024
 _HAND_OVER_SECONDS = 5.0
 _LAST_ANSWERS_SECONDS = 2.0
@@ -103,8 +99,6 @@ class Sink:
         self._window = window
         self._outcomes = outcomes
         self._backoff = Backoff(random)
-        linger = cluster.options.linger_ms
-        self._linger = DEFAULT_LINGER_SECONDS if linger is None else linger / 1000
         self._outbox = Outbox(mapping, partitioner(cluster.options.partitioner))
         self._flights: set[Flight] = set()
         self._finished: list[Flight] = []
@@ -113,9 +107,7 @@ class Sink:
         self._idle.set()
         self._fatal: Reason | None = None
         self._watch = Watch(cluster.bootstrap_servers, outcomes.kafka_trouble)
-        self._lingering = False
         self._stuck: list[tuple[Arrival[Any], Delivery]] = []
-        self._last_round = 0.0
         self._compresses = bool(cluster.options.producer.get("compression_type"))
         self._batch_bytes: int = cluster.options.producer.get("max_batch_size", 1_000_000)
         self.unconfirmed = 0
@@ -129,7 +121,7 @@ class Sink:
         self._idle.clear()
         for message, detail in self._outbox.add(arrival, messages):
             self._unmappable(arrival, message, detail)
-        if self._outbox.ready and (self._outbox.queued >= _EAGER_RECORDS or not self._lingering):
+        if self._outbox.ready:
             self._wake.set()
 
     # --- the life of the sink ---------------------------------------------------------------------------------------
@@ -185,27 +177,21 @@ class Sink:
             self._wake.clear()
             missing = self._outbox.follow(producer.partitions)
             await self._confirm()
-            wait = await self._send(producer)
+            await self._send(producer)
             if self._fatal is not None:
                 await self._last_answers()
                 raise SinkStoppedError(self._fatal)
             needed = next((topic for topic in missing if topic is self._outbox.main or topic.waiting), None)
             self._watch.look(producer, missing=missing, needed=needed, flights=self._flights)
-            self._lingering = wait is not None
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TICK_SECONDS if wait is None else wait):
+                async with asyncio.timeout(_TICK_SECONDS):
                     await self._wake.wait()
 
     # --- sending ----------------------------------------------------------------------------------------------------
 
-    async def _send(self, producer: Producer) -> float | None:
-        """Send what is ready. Returns the seconds to wait before the next round may go, None if there is none."""
-        if not self._outbox.ready:
-            return None
+    async def _send(self, producer: Producer) -> None:
+        """Send what is ready."""
         now = time.monotonic()
-        wait = self._last_round + self._linger - now
-        if wait > 0 and self._outbox.queued < _EAGER_RECORDS:
-            return wait
         for lane in list(self._outbox.ready):
             if self.in_flight_bytes > _IN_FLIGHT_BYTES:
                 break
@@ -215,8 +201,6 @@ class Sink:
             flight = self._build(lane, producer, now)
             if flight is not None:
                 await self._dispatch(producer, flight)
-        self._last_round = now
-        return None
 
     def _build(self, lane: Lane, producer: Producer, now: float) -> Flight | None:
         limit = self._outbox.topics[lane.topic].limit(self._cluster.options.record_limit or DEFAULT_RECORD_LIMIT, now)

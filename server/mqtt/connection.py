@@ -60,6 +60,7 @@ class BaseConnection(ABC):
         self._silent_since: float | None = None
         self._pings: deque[Callable[[], None] | None] = deque()  # unanswered, with whom to call
         self._reading_paused = False
+        self._rest_timer: asyncio.TimerHandle | None = None
         self._leaving = False
         self._ending: Ended | None = None
         self.ended: asyncio.Future[Ended] = self._loop.create_future()
@@ -167,11 +168,25 @@ class BaseConnection(ABC):
         """Call once the broker has shown that it processed everything that was written so far (PINGRESP)."""
         self._send_ping(call)
 
+    def rest(self, seconds: float, then: Callable[[], None]) -> None:
+        """Leave bytes in the socket for so long, so that more are read together; then call, and read again."""
+        if self._rest_timer is None and self.is_open and not self._leaving:
+            self._rest_timer = self._loop.call_later(seconds, self._rested, then)
+            if not self._reading_paused:
+                self._stop_reading()
+
+    def _rested(self, then: Callable[[], None]) -> None:
+        self._rest_timer = None
+        then()
+        if self.is_open and not self._reading_paused:
+            self._start_reading()
+
     def pause_reading(self) -> None:
         """Leave bytes in the socket, so that the broker feels the back-pressure."""
         if self._is_connected and not self._reading_paused and not self._leaving and self._ending is None:
             self._reading_paused = True
-            self._stop_reading()
+            if self._rest_timer is None:
+                self._stop_reading()
 
     def resume_reading(self) -> None:
         """Read again; an outstanding PINGRESP gets its full time from here."""
@@ -179,7 +194,8 @@ class BaseConnection(ABC):
             self._reading_paused = False
             if self._silent_since is not None:
                 self._silent_since = time.monotonic()
-            self._start_reading()
+            if self._rest_timer is None:
+                self._start_reading()
 
     async def leave(self, patience: float = LEAVE_PINGRESP_SECONDS) -> None:
         """Leave so that the broker has seen every acknowledgement, without ending the session (design.md, 4).
@@ -192,6 +208,10 @@ class BaseConnection(ABC):
         self.resume_reading()
         self._leaving = True
         self._cancel_timers()
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
+            self._start_reading()
         try:
             deadline = self._loop.time() + patience
             await self._acknowledgements_written(patience)
@@ -346,7 +366,7 @@ class BaseConnection(ABC):
         self._abort(Ended(Reason("mqtt_keep_alive", silence)))
 
     def _cancel_timers(self) -> None:
-        for timer in (self._keep_alive_timer, self._judge_timer):
+        for timer in (self._keep_alive_timer, self._judge_timer, self._rest_timer):
             if timer is not None:
                 timer.cancel()
 

@@ -135,6 +135,9 @@ class Connection(Protocol):
     def withheld(self) -> Sequence[tuple[int, Fingerprint]]:
         """Packet ids whose acknowledgement was asked for and is not written yet, and what they delivered."""
 
+    def rest(self, seconds: float, then: Callable[[], None]) -> None:
+        """Leave bytes in the socket for so long, so that more are read together; then call, and read again."""
+
     def pause_reading(self) -> None:
         """Leave bytes in the socket, so that the broker feels the back-pressure."""
 

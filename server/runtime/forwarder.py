@@ -60,7 +60,7 @@ class Forwarder:
         self.reason: Reason | None = None
         self.last_error: Trouble | None = None
         self.generation = 0
-        self.intake = Intake(self.tally)
+        self.intake = Intake(self.tally, rest=cluster.linger)
         self._broker = broker
         self._cluster = cluster
         self._ledger = ledger

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from server.core.acks import CANDIDATE_BYTES, AckWindow
 from server.core.numbering import Numbering
+from server.core.pace import Pace
 from server.core.subscription import CopyFilter
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from server.core.acks import Arrival, Delivery
     from server.kafka.sink import Sink
-    from server.mqtt.port import Connection, Message
+    from server.mqtt.port import Connection, Message, SessionRequest
     from server.runtime.counters import Tally
 
 _RESUME_AT = 0.75  # of the budget, so that reading is not switched on and off with every batch
@@ -24,7 +25,7 @@ _RESUME_AT = 0.75  # of the budget, so that reading is not switched on and off w
 class Intake:
     """The messages of one mapping between socket and Kafka. It outlives connections and sinks."""
 
-    def __init__(self, tally: Tally) -> None:
+    def __init__(self, tally: Tally, *, rest: float = 0.0) -> None:
         self.window: AckWindow[Message] = AckWindow()
         self.budget = 0
         self.last_message_at: float | None = None
@@ -33,6 +34,10 @@ class Intake:
         self.owed = 0
         self.reads = 0
         self._tally = tally
+        self._rest = rest
+        self._pace = Pace(rest, 1)
+        self._resting = False
+        self._unacknowledged = 0
         self._sink: Sink | None = None
         self._connection: Connection | None = None
         self._numbering = Numbering()
@@ -50,17 +55,18 @@ class Intake:
         self._sink = sink
         self._closed = False
 
-    def attach(self, connection: Connection, client_id: str, unreleased: set[int]) -> None:
-        """Read from this connection of the session of `client_id`; "" means that the broker does not keep it.
-
-        `unreleased` are the QoS 2 ids answered with PUBREC and not released.
-        """
+    def attach(self, connection: Connection, request: SessionRequest) -> None:
+        """Read from this connection of the session that was asked for."""
+        client_id = request.client_id
         if client_id != self._client_id:  # packet ids mean nothing in another session
             self._client_id = client_id
             self._numbering = Numbering()
             self.window.forget_candidates()
         self._connection = connection
-        self._unreleased = unreleased
+        self._unreleased = request.unreleased
+        self._pace = Pace(self._rest, request.receive_maximum)
+        self._resting = False
+        self._unacknowledged = 0
         self._resumed = connection.granted.session_present
         self._paused = False
         self._numbering.connected(resumed=self._resumed)
@@ -122,6 +128,7 @@ class Intake:
         self.reads += 1
         self.last_message_at = time.time()
         arrival = self.window.arrive(messages, size, time.monotonic(), kept=bool(self._client_id))
+        self._unacknowledged += len(messages)
         fresh = messages
         if self._numbering.replaying or self.window.candidates or self.owed or self.copies or self._unreleased:
             fresh = self._sift(arrival, messages)
@@ -134,6 +141,10 @@ class Intake:
         if not arrival.open_parts:  # all of it copies, redeliveries, or dropped: no confirmation will come
             self.acknowledge_due()
         self._press()
+        rest = self._pace.read(len(messages), size, self._unacknowledged, arrival.at)
+        if rest and self._connection is not None:
+            self._resting = True
+            self._connection.rest(rest, self._rested)
 
     def discarded(self, messages: Sequence[Message], *, durable: bool) -> None:
         """These were not taken, nor acknowledged: they stay with the broker, or are lost if it has no copy."""
@@ -191,9 +202,19 @@ class Intake:
     # --- acknowledgements and back-pressure -------------------------------------------------------------------------
 
     def progressed(self) -> None:
-        """Something may be due, and memory may be free again."""
-        self.acknowledge_due()
+        """Something may be due, and memory may be free again.
+
+        While the reader rests, acknowledgements wait for it too. Mosquitto leaves Nagle's algorithm on: what comes
+        next stays with it until TCP has acknowledged what came before, which happens as we write. Written earlier, they
+        would fetch a part, and the rest a whole rest later.
+        """
+        if not self._resting:
+            self.acknowledge_due()
         self._press()
+
+    def _rested(self) -> None:
+        self._resting = False
+        self.acknowledge_due()
 
     def acknowledge_due(self) -> None:
         """Acknowledge the contiguous prefix that Kafka has, in receive order."""
@@ -205,6 +226,7 @@ class Intake:
             return
         messages = due[0].messages if len(due) == 1 else [each for arrival in due for each in arrival.messages]
         connection.acknowledge(messages)
+        self._unacknowledged -= len(messages)
         if self._numbering.acknowledged(len(messages)):
             withheld = connection.withheld
             mark = self._numbering.mark(withheld[0][0] if withheld else self.window.oldest_packet_id)

@@ -217,21 +217,20 @@ class MqttSession:
             # A clean session ends with its connection there: end the old one first, then begin one that stays.
             await end_session(self._broker, row, protocol)
             clean_start = False
-        unreleased = self._memory.unreleased.setdefault(row.client_id, set())
         request = SessionRequest(
             broker=self._broker.connection,
             client_id=row.client_id,
             clean_start=clean_start,
             session_expiry=self._expiry if row.client_id else 0,
             receive_maximum=receive_maximum,
-            unreleased=unreleased,
+            unreleased=self._memory.unreleased.setdefault(row.client_id, set()),
         )
-        receiver = _Reading(self, self._intake, row, unreleased) if reading else _Discarding(self._intake)
+        receiver = _Reading(self, self._intake, row, request) if reading else _Discarding(self._intake)
         connection = self.connection = await self._broker.connectors[protocol].connect(request, receiver)
         negotiation.accepted()
         return connection
 
-    def connected(self, connection: Connection, row: Session, unreleased: set[int]) -> None:
+    def connected(self, connection: Connection, row: Session, request: SessionRequest) -> None:
         """The broker accepted: from now on messages may come, before anything is subscribed."""
         self.connection, self.granted = connection, connection.granted
         if row.established and not row.clean_start and not connection.granted.session_present and row.client_id:
@@ -239,7 +238,7 @@ class MqttSession:
             _log.warning("session_lost", mapping=self._spec.name, client_id=row.client_id)
         # In a new session identifiers begin anew: what the row knows of them must not judge its messages.
         self._intake.copies = self._copies(row) if connection.granted.session_present else CopyFilter(())
-        self._intake.attach(connection, row.client_id, unreleased)
+        self._intake.attach(connection, request)
 
     async def _subscribe(self, connection: Connection, row: Session) -> None:
         """Subscribe what is wanted and unsubscribe what is gone, if anything differs from what the session has."""
@@ -357,10 +356,10 @@ class _Reading:
     session: MqttSession
     intake: Intake
     row: Session
-    unreleased: set[int]
+    request: SessionRequest
 
     def connected(self, connection: Connection) -> None:
-        self.session.connected(connection, self.row, self.unreleased)
+        self.session.connected(connection, self.row, self.request)
 
     def received(self, messages: Sequence[Message], size: int) -> None:
         self.intake.received(messages, size)

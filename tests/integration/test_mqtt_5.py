@@ -579,6 +579,52 @@ async def test_of_a_large_message_on_its_way_the_receiver_hears_how_much_is_held
         await collector.wait(1)
 
 
+async def test_while_it_rests_messages_gather_and_then_arrive_together(version: Version) -> None:
+    async with version.faked() as (connection, collector, peer):
+        rested = asyncio.Event()
+        connection.rest(0.3, rested.set)
+        for number in range(10):
+            peer.write(version.speak.publish("a", packet_id=number + 1))
+            await peer.flushed()
+        await asyncio.sleep(0.1)
+        assert not collector.messages
+        await collector.wait(10)
+        assert rested.is_set()
+        assert [count for count, _ in collector.reads] == [10]
+
+
+@pytest.mark.parametrize("pauses_first", [False, True])
+async def test_a_rest_does_not_end_a_pause_nor_a_pause_a_rest(version: Version, pauses_first: bool) -> None:
+    async with version.faked() as (connection, collector, peer):
+        rested = asyncio.Event()
+        if pauses_first:
+            connection.pause_reading()
+        connection.rest(0.2, rested.set)
+        connection.rest(60, rested.set)  # one rest at a time
+        connection.pause_reading()
+        peer.write(version.speak.publish("a"))
+        await rested.wait()
+        await asyncio.sleep(0.1)
+        assert not collector.messages
+        connection.rest(0.2, rested.set)
+        connection.resume_reading()
+        await asyncio.sleep(0.1)
+        assert not collector.messages
+        await collector.wait(1)
+
+
+async def test_leaving_ends_a_rest(version: Version) -> None:
+    async with version.faked() as (connection, collector, peer):
+        connection.rest(60, lambda: None)
+        leaving = asyncio.create_task(connection.leave())
+        await peer.expect(PINGREQ)
+        peer.write(version.speak.publish("a", b"late"), PINGRESP)
+        await peer.expect(DISCONNECT)
+        peer.close()
+        await leaving
+        assert collector.discards
+
+
 async def test_leaving_reads_on_when_reading_was_paused(version: Version) -> None:
     async with version.faked() as (connection, collector, peer):
         connection.pause_reading()

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from server.core.acks import CANDIDATE_BYTES, Fingerprint
+from server.core.connections import MqttConnection
 from server.core.numbering import ENOUGH
+from server.core.pace import Pace
 from server.core.subscription import CopyFilter, Subscription
 from server.core.topics import matches
-from server.mqtt.port import Granted
+from server.mqtt.port import Granted, SessionRequest
 from server.runtime.counters import Tally
 from server.runtime.intake import Intake
 
@@ -58,6 +60,10 @@ class FakeConnection:
         self.switched = 0
         self.acknowledged: list[PortMessage] = []
         self.asked: list[Callable[[], None]] = []
+        self.rests: list[tuple[float, Callable[[], None]]] = []
+
+    def rest(self, seconds: float, then: Callable[[], None]) -> None:
+        self.rests.append((seconds, then))
 
     def when_processed(self, call: Callable[[], None]) -> None:
         self.asked.append(call)
@@ -115,9 +121,9 @@ class FakeSink:
 class Rig:
     """An intake between a fake sink and a fake connection."""
 
-    def __init__(self, *, budget: int = 1_000_000) -> None:
+    def __init__(self, *, budget: int = 1_000_000, rest: float = 0.0) -> None:
         self.tally = Tally()
-        self.intake = Intake(self.tally)
+        self.intake = Intake(self.tally, rest=rest)
         self.intake.budget = budget
         self.sink = self.new_sink()
         self.connection = self.connect()
@@ -144,9 +150,15 @@ class Rig:
         self, *, session_present: bool = False, unreleased: set[int] | None = None, client_id: str = "c"
     ) -> FakeConnection:
         self.connection = FakeConnection(session_present=session_present)
-        self.intake.attach(
-            cast("Connection", self.connection), client_id, unreleased if unreleased is not None else set()
+        request = SessionRequest(
+            MqttConnection(host="mqtt"),
+            client_id,
+            clean_start=False,
+            session_expiry=60,
+            receive_maximum=65_534,
+            unreleased=set() if unreleased is None else unreleased,
         )
+        self.intake.attach(cast("Connection", self.connection), request)
         return self.connection
 
     def lose(self, *, takeover: bool = False) -> None:
@@ -181,6 +193,38 @@ def test_what_is_dropped_by_rule_at_once_is_acknowledged_at_once() -> None:
     rig = Rig()
     rig.sink.drop_at_once = True
     rig.receive(Message(1))
+    assert rig.connection.acknowledged == [Message(1)]
+
+
+def test_while_the_reader_rests_acknowledgements_wait_for_the_end_of_it() -> None:
+    """Mosquitto leaves Nagle's algorithm on: what it holds back comes when we write, and shall come all at once."""
+    rig = Rig(rest=0.004)
+    rig.receive(Message(1))
+    ((seconds, rested),) = rig.connection.rests
+    assert seconds == 0.004
+    rig.sink.confirm()
+    assert rig.connection.acknowledged == []
+    rested()
+    assert rig.connection.acknowledged == [Message(1)]
+    rig.intake.progressed()
+
+
+def test_what_is_confirmed_after_the_rest_is_acknowledged_at_once() -> None:
+    rig = Rig(rest=0.004)
+    rig.receive(Message(1))
+    rig.connection.rests[0][1]()
+    rig.sink.confirm()
+    assert rig.connection.acknowledged == [Message(1)]
+
+
+def test_a_new_connection_does_not_wait_for_the_rest_of_the_last() -> None:
+    rig = Rig(rest=0.004)
+    rig.receive(Message(1))
+    rig.lose()
+    rig.connect()
+    rig.intake._pace = Pace(0.0, 1)
+    rig.receive(Message(1))
+    rig.sink.confirm(1)
     assert rig.connection.acknowledged == [Message(1)]
 
 

@@ -236,52 +236,29 @@ async def test_an_arrival_is_confirmed_once_all_its_partitions_are(kafka: FakeKa
 
 
 @in_virtual_time
-async def test_the_first_record_after_a_quiet_time_goes_at_once(kafka: FakeKafka) -> None:
-    async with writing(kafka, {"linger.ms": 500}) as desk:
+async def test_what_is_ready_goes_at_once(kafka: FakeKafka) -> None:
+    async with writing(kafka) as desk:
         await until(lambda: desk.state is None)
-        await asyncio.sleep(1)
-        desk.add(b"1")
-        at = now()
-        await until(lambda: kafka.sent)
-        assert kafka.sent[0].at - at < 0.001
-
-
-@in_virtual_time
-async def test_a_trickle_makes_one_round_per_linger_at_most(kafka: FakeKafka) -> None:
-    async with writing(kafka, {"linger.ms": 50}) as desk:
-        await until(lambda: desk.state is None)
-        begin = now()
-        for number in range(100):
-            desk.add(b"%d" % number)
-            await asyncio.sleep(0.005)
-        await desk.sink.drained()
-        assert len(kafka.sent) <= (now() - begin) / 0.05 + 2
-        assert kafka.values() == [b"%d" % number for number in range(100)]
-
-
-@in_virtual_time
-async def test_enough_records_for_a_request_do_not_wait(kafka: FakeKafka) -> None:
-    async with writing(kafka, {"linger.ms": 500}) as desk:
-        await until(lambda: desk.state is None)
-        desk.add(b"first")
-        await until(lambda: kafka.sent)
-        at = now()
-        for number in range(31):
-            desk.add(b"%d" % number)
-        await settled()
-        assert len(kafka.sent) == 1
-        desk.add(b"the 32nd")
-        await until(lambda: len(kafka.sent) == 2)
-        assert kafka.sent[1].at - at < 0.1
-
-
-@in_virtual_time
-async def test_no_linger_sends_what_there_is(kafka: FakeKafka) -> None:
-    async with writing(kafka, {"linger.ms": 0}) as desk:
         for number in range(5):
+            at = now()
             desk.add(b"%d" % number)
             await desk.sink.drained()
-        assert len(kafka.sent) == 5
+            assert kafka.sent[number].at == at
+
+
+@in_virtual_time
+async def test_what_comes_while_a_batch_is_on_its_way_gathers_in_the_next(kafka: FakeKafka) -> None:
+    kafka.judge = lambda _: STALL
+    async with writing(kafka) as desk:
+        for number in range(5):
+            desk.add(b"%d" % number)
+            await asyncio.sleep(0.1)
+        assert [sent.values for sent in kafka.sent] == [[b"0"]]
+        kafka.sent[0].answer()
+        await settled()
+        assert [sent.values for sent in kafka.sent] == [[b"0"], [b"1", b"2", b"3", b"4"]]
+        kafka.sent[1].answer()
+        await desk.sink.drained()
 
 
 @in_virtual_time
