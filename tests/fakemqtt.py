@@ -227,11 +227,13 @@ class NotingStore:
         await asyncio.sleep(0)
         return list(self.rows.values())
 
-    async def save_session(self, row: Session) -> None:
+    async def save_session(self, row: Session, *, claims: bool = False, began_afresh: bool = False) -> Session:
         assert row.client_id
         self._note(("save", row.client_id, tuple(each.topic_filter for each in row.subscriptions)))
+        del claims, began_afresh
         self.rows[row.client_id] = row
         await asyncio.sleep(0)
+        return row
 
     async def forget_session(self, client_id: str) -> None:
         self._note(("forget", client_id))

@@ -80,17 +80,14 @@ async def restart_mapping(name: MappingName, if_match: IfMatch, response: Respon
     responses=documented("mapping-not-paused", *_COMMON),
 )
 async def reset_session(name: MappingName, if_match: IfMatch, response: Response, services: Provided) -> SessionReset:
-    """Forget a paused mapping's MQTT session, with everything the broker has queued for it."""
+    """End a paused mapping's MQTT session, with everything the broker has queued for it. Resume begins a new one."""
     stored = await services.store.mapping(name)
     if_match.check(stored)
-    if not stored.spec.paused:
-        raise ProblemError("mapping-not-paused", f"{name!r} is not paused; pause it first")
     state = services.runtime.state(name)
-    if state is not State.PAUSED:
+    if stored.spec.paused and state is not State.PAUSED:
         raise ProblemError("mapping-not-paused", f"{name!r} is still {state.value}; try again when it is paused")
-    await services.runtime.reset_session(name)
-    await services.store.record_event(actor="api", action="reset session", mapping=name, detail={"lost": LOST})
-    services.runtime.wake()
+    await services.store.reset_sessions(name, detail={"lost": LOST})
+    services.runtime.session_reset(name)
     response.headers["etag"] = etag(stored)
     return SessionReset(**_accepted(stored, services), lost=LOST)
 

@@ -26,8 +26,8 @@ class Runtime(Protocol):
         """The observed state of a mapping."""
         ...
 
-    async def reset_session(self, name: str) -> None:
-        """Forget the session at the broker; the mapping is paused."""
+    def session_reset(self, name: str) -> None:
+        """The sessions of a paused mapping are to be ended at the broker."""
 
     def health(self) -> Health:
         """The facts the probes judge; costs neither SQL nor a network round trip."""

@@ -14,6 +14,7 @@ from server.store.errors import (
     ClientIdTakenError,
     GenerationChangedError,
     MappingNotFoundError,
+    MappingNotPausedError,
     NameTakenError,
     StoreError,
     StoreUnavailableError,
@@ -135,13 +136,18 @@ def invalid(errors: Sequence[FieldError]) -> ProblemError:
     return ProblemError("invalid", "; ".join(lines), errors=errors[:_MOST_ERRORS])
 
 
+_SLUGS: dict[type[StoreError], str] = {
+    MappingNotFoundError: "mapping-not-found",
+    MappingNotPausedError: "mapping-not-paused",
+    NameTakenError: "name-taken",
+}
+
+
 def of_store_error(error: StoreError) -> ProblemError:
     """What an error of the store means to a caller."""
     match error:
-        case MappingNotFoundError():
-            return ProblemError("mapping-not-found", str(error))
-        case NameTakenError():
-            return ProblemError("name-taken", str(error))
+        case MappingNotFoundError() | MappingNotPausedError() | NameTakenError():
+            return ProblemError(_SLUGS[type(error)], str(error))
         case ClientIdTakenError():
             return invalid([client_id_taken(error.client_id, error.mapping)])
         case GenerationChangedError():

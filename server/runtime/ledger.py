@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A row as it is to be written, None if it is to go; see `Store.save_session`."""
+
+    number: int
+    row: Session | None
+    claims: bool
+    began_afresh: bool
+
+
 class Ledger:
     """Sessions by client id. What the store did not take is kept and written by `flush`."""
 
@@ -23,7 +33,7 @@ class Ledger:
         self._store = store
         self._rows: dict[str, Session] = {}
         # With the number of the change: of two calls of `flush` the slower must not take a newer change for its own.
-        self._unsaved: dict[str, tuple[int, Session | None]] = {}
+        self._unsaved: dict[str, _Change] = {}
         self._changes = 0
 
     async def load(self) -> None:
@@ -67,25 +77,32 @@ class Ledger:
         row = self._rows.get(client_id)
         if row is not None and (row.removal_pending or row.mapping != mapping):
             fresh = row.clean_start or row.removal_pending
-            await self.save(replace(row, mapping=mapping, removal_pending=False, clean_start=fresh))
+            claimed = replace(row, mapping=mapping, removal_pending=False, clean_start=fresh)
+            await self._change(client_id, claimed, claims=True)
 
-    async def remove(self, mapping: str) -> None:
-        """Ask for all sessions of a mapping to be ended at the broker."""
-        for row in self.of_mapping(mapping):
-            await self.save(replace(row, removal_pending=True))
+    async def save(self, row: Session, *, began_afresh: bool = False) -> None:
+        """Remember what was observed of the session, in the store as soon as it can be reached.
 
-    async def save(self, row: Session) -> None:
-        """Remember the row, in the store as soon as it can be reached."""
-        self._changes += 1
-        self._rows[row.client_id] = row
-        self._unsaved[row.client_id] = (self._changes, row)
-        await self.flush()
+        What is wanted of it is the store's, but for a clean start that is granted if it `began_afresh`.
+        """
+        await self._change(row.client_id, row, began_afresh=began_afresh)
 
     async def forget(self, client_id: str) -> None:
         """The session does not exist any more."""
+        await self._change(client_id, None)
+
+    async def _change(
+        self, client_id: str, row: Session | None, *, claims: bool = False, began_afresh: bool = False
+    ) -> None:
         self._changes += 1
-        self._rows.pop(client_id, None)
-        self._unsaved[client_id] = (self._changes, None)
+        if row is None:
+            self._rows.pop(client_id, None)
+        else:
+            self._rows[client_id] = row
+        before = self._unsaved.get(client_id)
+        if before is not None and before.row is not None:  # of two changes the store sees only the last
+            claims, began_afresh = claims or before.claims, began_afresh or before.began_afresh
+        self._unsaved[client_id] = _Change(self._changes, row, claims, began_afresh)
         await self.flush()
 
     async def flush(self) -> None:
@@ -93,14 +110,18 @@ class Ledger:
         for client_id, change in list(self._unsaved.items()):
             if self._unsaved.get(client_id) != change:
                 continue  # another call has written it meanwhile, or will write what came after it
-            _, row = change
             try:
-                if row is None:
-                    await self._store.forget_session(client_id)
-                else:
-                    await self._store.save_session(row)
+                stored = await self._write(client_id, change)
             except StoreUnavailableError as error:
                 _log.warning("session_not_saved", client_id=client_id, error=str(error))
                 return
             if self._unsaved.get(client_id) == change:
                 del self._unsaved[client_id]
+                if stored is not None:
+                    self._rows[client_id] = stored
+
+    async def _write(self, client_id: str, change: _Change) -> Session | None:
+        if change.row is None:
+            await self._store.forget_session(client_id)
+            return None
+        return await self._store.save_session(change.row, claims=change.claims, began_afresh=change.began_afresh)

@@ -110,7 +110,8 @@ def reconcile(
         elif observed.state is State.FAILED and wish.paused:
             stops.append(Rest(name))
     held = {client_id for observed in running.values() if observed.active for client_id in observed.holds if client_id}
-    claimed = {wish.client_id for wish in wanted.values() if wish.client_id}
+    # A paused mapping does not keep its session from being ended: it was reset, and shall not queue any more.
+    claimed = {wish.client_id for wish in wanted.values() if wish.client_id and not wish.paused}
     keeps: list[Action] = [
         KeepSession(client_id) for client_id in ending if client_id not in removals or client_id in claimed
     ]

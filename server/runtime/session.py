@@ -251,7 +251,7 @@ class MqttSession:
             identifiers=granted.subscription_identifiers,
         )
         if row.client_id and plan.during != row:
-            await self._ledger.save(plan.during)
+            await self._ledger.save(plan.during, began_afresh=row.clean_start)
         answers: dict[str, int] = {}
         for together in _in_turn(plan.subscribe):
             answers |= await connection.subscribe(together)

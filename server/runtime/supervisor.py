@@ -116,18 +116,11 @@ class Supervisor:
             )
         return status.model_copy(update={"warnings": [*status.warnings, *notices]}) if notices else status
 
-    async def reset_session(self, name: str) -> None:
-        """Forget the session at the broker; the mapping is paused.
-
-        Raises:
-            RuntimeError: something of the mapping still runs.
-        """
+    def session_reset(self, name: str) -> None:
+        """The sessions of a paused mapping are to be ended: nothing of the past comes again."""
         life = self._lives.get(name)
-        if life is not None:
-            if life.active:
-                raise RuntimeError(f"the mapping {name!r} is still {life.forwarder.state.value}")
+        if life is not None and not life.active:
             life.forwarder.forget_session()
-        await self._ledger.remove(name)
         self._wake.set()
 
     def health(self) -> Health:

@@ -27,6 +27,14 @@ class NameTakenError(StoreError):
         self.name = name
 
 
+class MappingNotPausedError(StoreError):
+    """What was asked for needs the mapping to be paused."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the mapping {name!r} is not paused; pause it first")
+        self.name = name
+
+
 class ClientIdTakenError(StoreError):
     """Another mapping, `mapping`, already uses this MQTT client id."""
 

@@ -11,7 +11,7 @@ from sqlmodel import Session as Transaction
 from sqlmodel import col, select
 
 from server.store.errors import ClientIdTakenError, MappingNotFoundError
-from server.store.tables import EventRow, FileEntryRow, MappingRow, SessionRow
+from server.store.tables import DeletedMappingRow, EventRow, FileEntryRow, MappingRow, SessionRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,9 +47,22 @@ def digests(transaction: Transaction) -> dict[str, str]:
 
 
 def insert_mapping(transaction: Transaction, spec: Mapping, origin: Origin) -> MappingRow:
-    """A new row for `spec`, of generation 1."""
+    """A new row for `spec`.
+
+    Its generation follows that of the last mapping of this name: it must not pass for the one that is gone, neither in
+    an ETag somebody kept nor for a forwarder that still runs.
+    """
     now = datetime.now(UTC)
-    row = MappingRow(name=spec.name, spec={}, paused=False, generation=1, origin=origin, created_at=now, updated_at=now)
+    gone = transaction.get(DeletedMappingRow, spec.name)
+    row = MappingRow(
+        name=spec.name,
+        spec={},
+        paused=False,
+        generation=1 if gone is None else gone.generation + 1,
+        origin=origin,
+        created_at=now,
+        updated_at=now,
+    )
     row.keep(spec)
     transaction.add(row)
     return row
@@ -64,9 +77,33 @@ def raise_generation(row: MappingRow, spec: Mapping) -> None:
 
 def delete_mapping(transaction: Transaction, row: MappingRow) -> None:
     """Delete the mapping, and ask for its sessions to be ended at the broker."""
-    for session in transaction.exec(select(SessionRow).where(SessionRow.mapping == row.name)):
-        session.removal_pending = True
+    end_sessions(transaction, row.name)
+    transaction.merge(DeletedMappingRow(name=row.name, generation=row.generation))
     transaction.delete(row)
+
+
+def end_sessions(transaction: Transaction, mapping: str) -> None:
+    """Ask for all sessions of this mapping to be ended at the broker."""
+    for session in transaction.exec(select(SessionRow).where(SessionRow.mapping == mapping)):
+        session.removal_pending = True
+
+
+def save_session(transaction: Transaction, session: Session, *, claims: bool, began_afresh: bool) -> Session:
+    """Write what was observed of a session beside what is wanted of it; see `Store.save_session`."""
+    row = transaction.get(SessionRow, session.client_id)
+    if not claims:
+        if row is not None:
+            wanted = row.session()
+            session = replace(
+                session,
+                mapping=wanted.mapping,
+                removal_pending=wanted.removal_pending,
+                clean_start=wanted.clean_start and not began_afresh,
+            )
+        elif transaction.get(MappingRow, session.mapping) is None:
+            session = replace(session, removal_pending=True)
+    transaction.merge(SessionRow.of(session))
+    return session
 
 
 def check_client_id(transaction: Transaction, spec: Mapping, client_id_of: Callable[[Mapping], str]) -> None:
@@ -83,17 +120,11 @@ def check_client_id(transaction: Transaction, spec: Mapping, client_id_of: Calla
             raise ClientIdTakenError(client_id, row.name)
 
 
-def cancel_removal(transaction: Transaction, client_id: str, mapping: str) -> Session | None:
-    """Let `mapping` take over a session that was to be ended: not its content, so its next connection begins afresh.
-
-    None if no removal of `client_id` was pending.
-    """
+def cancel_removal(transaction: Transaction, client_id: str, mapping: str) -> None:
+    """Let `mapping` take over a session that was to be ended: not its content, so its next connection begins afresh."""
     row = transaction.get(SessionRow, client_id)
-    if row is None or not row.removal_pending:
-        return None
-    session = replace(row.session(), mapping=mapping, removal_pending=False, clean_start=True)
-    transaction.merge(SessionRow.of(session))
-    return session
+    if row is not None and row.removal_pending:
+        row.mapping, row.removal_pending, row.clean_start = mapping, False, True
 
 
 def record_event(transaction: Transaction, *, actor: str, action: str, mapping: str, detail: dict[str, Any]) -> None:

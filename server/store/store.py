@@ -10,7 +10,12 @@ from sqlmodel import col, select
 
 from server.store import rows
 from server.store.engine import Database
-from server.store.errors import GenerationChangedError, NameTakenError, StoreUnavailableError
+from server.store.errors import (
+    GenerationChangedError,
+    MappingNotPausedError,
+    NameTakenError,
+    StoreUnavailableError,
+)
 from server.store.file_entries import plan_file
 from server.store.location import database_path
 from server.store.migrate import migrate
@@ -104,7 +109,7 @@ class Store:
         return await self._read(lambda transaction: rows.mapping_row(transaction, name).stored())
 
     async def create(self, spec: Mapping, *, origin: Origin = "api", actor: Actor = "api") -> StoredMapping:
-        """Create a mapping, with generation 1.
+        """Create a mapping. Its generation is 1, or follows that of the last mapping of this name.
 
         Raises:
             NameTakenError: there is one of this name.
@@ -245,14 +250,6 @@ class Store:
 
         return await self._read(read)
 
-    async def record_event(self, *, actor: Actor, action: str, mapping: str, detail: dict[str, Any]) -> None:
-        """Write an event that goes with no change of a mapping; `detail` must be JSON."""
-        await self._write(
-            lambda transaction: rows.record_event(
-                transaction, actor=actor, action=action, mapping=mapping, detail=detail
-            )
-        )
-
     async def sessions(self) -> list[Session]:
         """All sessions, by client id."""
 
@@ -271,15 +268,21 @@ class Store:
 
         return await self._read(read)
 
-    async def save_session(self, session: Session) -> None:
-        """Remember `session`, in place of what was remembered of its client id.
+    async def save_session(self, session: Session, *, claims: bool = False, began_afresh: bool = False) -> Session:
+        """Remember what was observed of `session`, and return its row.
+
+        What is wanted of it (`mapping`, `removal_pending`, `clean_start`) is changed by others meanwhile, so the row
+        keeps that: unless `session` `claims` the client id for its mapping, or `began_afresh`, so that the wish for a
+        clean start is granted. A new row of a mapping that is gone by now is to be removed at once.
 
         Raises:
             ValueError: it has no client id; such a session ends with its connection.
         """
         if not session.client_id:
             raise ValueError("a session without a client id is not durable and has no row")
-        await self._write(lambda transaction: transaction.merge(SessionRow.of(session)))
+        return await self._write(
+            lambda transaction: rows.save_session(transaction, session, claims=claims, began_afresh=began_afresh)
+        )
 
     async def forget_session(self, client_id: str) -> None:
         """Remove the row of a session that the broker does not have any more; harmless if there is none."""
@@ -291,12 +294,21 @@ class Store:
 
         await self._write(forget)
 
-    async def cancel_removal(self, client_id: str, mapping: str) -> Session | None:
-        """Let `mapping` take over a session that was to be ended; its next connection begins afresh.
+    async def reset_sessions(self, mapping: str, *, detail: dict[str, Any], actor: Actor = "api") -> None:
+        """Ask for all sessions of a paused mapping to be ended at the broker; the event holds `detail`.
 
-        Returns the session as it is now, or None if no removal was pending.
+        Raises:
+            MappingNotFoundError: there is no such mapping.
+            MappingNotPausedError: it is not paused (any more).
         """
-        return await self._write(lambda transaction: rows.cancel_removal(transaction, client_id, mapping))
+
+        def reset(transaction: Transaction) -> None:
+            if not rows.mapping_row(transaction, mapping).paused:
+                raise MappingNotPausedError(mapping)
+            rows.end_sessions(transaction, mapping)
+            rows.record_event(transaction, actor=actor, action="reset session", mapping=mapping, detail=detail)
+
+        await self._write(reset)
 
     def _took_client_id(self, transaction: Transaction, spec: Mapping) -> None:
         rows.cancel_removal(transaction, self._client_id_of(spec), spec.name)

@@ -67,6 +67,15 @@ class MappingRow(SQLModel, table=True):
         return StoredMapping(spec, self.generation, cast("Origin", self.origin), self.created_at, self.updated_at)
 
 
+class DeletedMappingRow(SQLModel, table=True):
+    """The last generation of a mapping that was deleted; one of the same name goes on from it."""
+
+    __tablename__ = "deleted_mapping"
+
+    name: str = Field(primary_key=True)
+    generation: int
+
+
 class FileEntryRow(SQLModel, table=True):
     """What the file said about an entry last time, remembered also when the API has deleted the mapping since."""
 

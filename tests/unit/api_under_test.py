@@ -63,7 +63,7 @@ class FakeRuntime:
     def state(self, name: str) -> State:
         return self.states.get(name, State.RUNNING)
 
-    async def reset_session(self, name: str) -> None:
+    def session_reset(self, name: str) -> None:
         self.resets.append(name)
 
     def health(self) -> Health:

@@ -82,7 +82,6 @@ async def test_a_reset_says_what_it_loses_and_is_recorded(api: Api) -> None:
     found = await act(api, "reset-session")
     assert "queued" in str(found["lost"])
     assert api.runtime.resets == ["plant"]
-    assert api.runtime.wakes == 2
     assert await api.actions() == ["reset session", "create"]
 
 

@@ -31,6 +31,7 @@ class FakeStore:
         self.gate = asyncio.Event()
         self.gate.set()
         self.writes = 0
+        self.asked: list[tuple[bool, bool]] = []
 
     async def sessions(self) -> list[Session]:
         self._check()
@@ -38,11 +39,13 @@ class FakeStore:
         await self.gate.wait()
         return rows
 
-    async def save_session(self, row: Session) -> None:
+    async def save_session(self, row: Session, *, claims: bool = False, began_afresh: bool = False) -> Session:
         self._check()
         self.writes += 1
         self.rows[row.client_id] = row
+        self.asked.append((claims, began_afresh))
         await self.gate.wait()
+        return row
 
     async def forget_session(self, client_id: str) -> None:
         self._check()
@@ -128,14 +131,31 @@ async def test_a_session_that_another_mapping_takes_over_is_only_renamed() -> No
     assert store.rows == {"b": replace(_B, mapping="other")}
 
 
-async def test_all_sessions_of_a_removed_mapping_are_to_be_ended() -> None:
-    store = FakeStore(_A, replace(_A, client_id="former"), _B)
+async def test_the_store_decides_what_is_wanted_of_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FakeStore(_A)
     ledger = _ledger(store)
     await ledger.load()
-    await ledger.remove("one")
-    assert [row.client_id for row in ledger.removals()] == ["a", "former"]
-    assert store.rows["b"] == _B
-    assert store.rows["a"].removal_pending
+
+    async def deleted_meanwhile(row: Session, *, claims: bool, began_afresh: bool) -> Session:
+        assert (claims, began_afresh) == (False, False)
+        return replace(row, removal_pending=True)
+
+    monkeypatch.setattr(store, "save_session", deleted_meanwhile)
+    await ledger.save(replace(_A, last_identifier=3))
+    assert ledger.removals() == [replace(_A, last_identifier=3, removal_pending=True)]
+
+
+async def test_what_the_store_did_not_take_is_claimed_all_the_same_later() -> None:
+    store = FakeStore(replace(_A, removal_pending=True))
+    ledger = _ledger(store)
+    await ledger.load()
+    store.away = True
+    await ledger.claim("a", "one")
+    await ledger.save(_A, began_afresh=True)
+    store.away = False
+    await ledger.flush()
+    assert store.asked == [(True, True)]
+    assert store.rows == {"a": _A}
 
 
 async def test_refresh_takes_over_what_the_api_changed() -> None:

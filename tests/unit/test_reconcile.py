@@ -89,7 +89,8 @@ def test_mappings_without_a_client_id_never_block_each_other() -> None:
 def test_a_session_is_ended_only_when_nobody_holds_or_wants_its_client_id() -> None:
     assert _actions({}, {}, removals={"a"}) == [EndSession("a")]
     assert _actions({}, {"m": replace(_RUNS, stopping=True)}, removals={"a"}) == []
-    assert _actions({"m": replace(_WISH, paused=True)}, {}, removals={"a"}) == []
+    assert _actions({"m": _WISH}, {}, removals={"a"}) == [Start("m")]
+    assert _actions({"m": replace(_WISH, paused=True)}, {}, removals={"a"}) == [EndSession("a")], "it was reset"
     assert _actions({}, {}, removals={"a"}, ending={"a"}) == []
 
 

@@ -111,7 +111,7 @@ async def test_an_entry_the_api_deleted_stays_deleted_until_the_file_changes_it(
 
 async def test_a_removed_entry_is_deleted_and_its_session_is_to_be_ended(store: Store) -> None:
     await store.apply_file([(mapping("gone"), "1"), (mapping(), "1")], prune=True)
-    await store.save_session(Session(client_id="base-gone", mapping="gone"))
+    await store.save_session(Session(client_id="base-gone", mapping="gone"), claims=True)
     report = await store.apply_file([(mapping(), "1")], prune=True)
     assert report == ApplyReport(unchanged=("demo",), deleted=("gone",), deleted_client_ids=("base-gone",))
     assert await names(store) == ["demo"]

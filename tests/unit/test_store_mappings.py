@@ -211,18 +211,20 @@ async def test_a_row_this_version_does_not_understand_is_named(store: Store) -> 
 
 
 async def test_events_come_newest_first_and_in_pages(store: Store) -> None:
-    for number in range(5):
-        await store.record_event(actor="service", action="failed", mapping="demo", detail={"number": number})
+    await store.create(mapping())
+    for number in range(4):
+        await store.change("demo", lambda spec: spec, expected=None, action="restart", detail={"number": number})
     page = await store.events(limit=2)
-    assert [event.detail["number"] for event in page] == [4, 3]
-    assert [event.detail["number"] for event in await store.events(limit=2, before=page[-1].id)] == [2, 1]
+    assert [event.detail["number"] for event in page] == [3, 2]
+    assert [event.detail["number"] for event in await store.events(limit=2, before=page[-1].id)] == [1, 0]
     assert page[0].at.tzinfo is UTC
-    assert page[0].actor == "service"
+    assert page[0].actor == "api"
 
 
 async def test_only_the_newest_events_are_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows.EVENTS_KEPT == 10_000
     monkeypatch.setattr(rows, "EVENTS_KEPT", 3)
-    for number in range(5):
-        await store.record_event(actor="service", action="failed", mapping="demo", detail={"number": number})
-    assert [event.detail["number"] for event in await store.events(limit=10)] == [4, 3, 2]
+    await store.create(mapping())
+    for number in range(4):
+        await store.change("demo", lambda spec: spec, expected=None, action="restart", detail={"number": number})
+    assert [event.detail["number"] for event in await store.events(limit=10)] == [3, 2, 1]

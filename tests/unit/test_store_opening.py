@@ -18,6 +18,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import URL, create_engine
 
+from server.core.mapping import Mapping
 from server.store import migrate
 from server.store import store as store_module
 from server.store.errors import StoreError, StoreUnavailableError
@@ -55,6 +56,9 @@ def upgrade():
     op.create_table("half_done", sa.Column("id", sa.Integer(), primary_key=True))
     {then}
 """
+
+
+MAPPING = Mapping.model_validate({"name": "demo", "mqtt": {"topic": "demo/#"}, "kafka": {"topic": "demo"}})
 
 
 def store_at(path: Path) -> Store:
@@ -130,7 +134,7 @@ async def test_the_database_is_durable_and_lets_readers_in(tmp_path: Path) -> No
 async def test_a_store_in_memory_works_and_is_forgotten() -> None:
     store = Store("sqlite://", client_id_of=lambda _: "")
     await store.open()
-    await store.record_event(actor="service", action="failed", mapping="demo", detail={})
+    await store.create(MAPPING)
     await store.ping()
     assert len(await store.events(limit=5)) == 1
     await store.close()
@@ -178,7 +182,7 @@ async def test_an_older_database_is_brought_up_to_date_with_its_content(tmp_path
     path = tmp_path / "store.db"
     store = store_at(path)
     await store.open()
-    await store.record_event(actor="service", action="failed", mapping="demo", detail={})
+    await store.create(MAPPING)
     await store.close()
     (own_migrations / "v0002_second.py").write_text(_SECOND_MIGRATION.format(then="return"))
     await store.open()

@@ -9,6 +9,7 @@ import pytest
 
 from server.core.mapping import Mapping
 from server.core.subscription import Session, Subscription
+from server.store.errors import MappingNotFoundError, MappingNotPausedError
 from server.store.store import Store
 
 if TYPE_CHECKING:
@@ -32,38 +33,44 @@ def mapping(name: str = "demo", client_id: str | None = None) -> Mapping:
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    """A store without mappings, where rows of sessions have to claim what they want."""
     store = Store(f"sqlite:///{tmp_path}/store.db", client_id_of=lambda spec: spec.client_id("base"))
     await store.open()
     yield store
     await store.close()
 
 
+async def save(store: Store, session: Session) -> None:
+    """Write the row as it is."""
+    await store.save_session(session, claims=True)
+
+
 async def test_a_saved_session_is_found_again(store: Store) -> None:
-    await store.save_session(SESSION)
+    await save(store, SESSION)
     assert await store.session("base-demo") == SESSION
     assert await store.session("other") is None
 
 
 async def test_saving_a_session_again_replaces_it(store: Store) -> None:
-    await store.save_session(SESSION)
-    await store.save_session(SESSION.ended())
+    await save(store, SESSION)
+    await save(store, SESSION.ended())
     assert await store.sessions() == [SESSION.ended()]
 
 
 async def test_sessions_come_by_client_id(store: Store) -> None:
     other = Session(client_id="a", mapping="demo")
-    await store.save_session(SESSION)
-    await store.save_session(other)
+    await save(store, SESSION)
+    await save(store, other)
     assert await store.sessions() == [other, SESSION]
 
 
 async def test_a_session_without_a_client_id_has_no_row(store: Store) -> None:
     with pytest.raises(ValueError, match="not durable"):
-        await store.save_session(Session(client_id="", mapping="demo"))
+        await save(store, Session(client_id="", mapping="demo"))
 
 
 async def test_a_forgotten_session_is_gone_and_may_be_forgotten_again(store: Store) -> None:
-    await store.save_session(SESSION)
+    await save(store, SESSION)
     await store.forget_session("base-demo")
     await store.forget_session("base-demo")
     assert await store.sessions() == []
@@ -74,7 +81,7 @@ async def test_deleting_a_mapping_asks_for_all_its_sessions_to_be_ended(store: S
     others = Session(client_id="others", mapping="other")
     await store.create(mapping())
     for session in (SESSION, old, others):
-        await store.save_session(session)
+        await save(store, session)
     await store.delete("demo", expected=None)
     assert await store.sessions() == [
         replace(SESSION, removal_pending=True),
@@ -83,28 +90,56 @@ async def test_deleting_a_mapping_asks_for_all_its_sessions_to_be_ended(store: S
     ]
 
 
-async def test_a_cancelled_removal_begins_afresh_for_the_new_mapping(store: Store) -> None:
-    await store.save_session(replace(SESSION, removal_pending=True))
-    taken = await store.cancel_removal("base-demo", "heir")
-    assert taken == replace(SESSION, mapping="heir", clean_start=True)
-    assert await store.session("base-demo") == taken
+async def test_what_was_observed_of_a_session_leaves_what_is_wanted_of_it(store: Store) -> None:
+    wanted = replace(SESSION, mapping="heir", removal_pending=True, clean_start=True)
+    await save(store, wanted)
+    observed = replace(SESSION, subscriptions=(), last_identifier=9)
+    stored = await store.save_session(observed)
+    assert stored == replace(wanted, subscriptions=(), last_identifier=9)
+    assert await store.session("base-demo") == stored
 
 
-async def test_there_is_nothing_to_cancel_where_no_removal_is_pending(store: Store) -> None:
-    await store.save_session(SESSION)
-    assert await store.cancel_removal("base-demo", "heir") is None
-    assert await store.cancel_removal("unknown", "heir") is None
+async def test_a_session_that_began_afresh_needs_no_clean_start_any_more(store: Store) -> None:
+    await save(store, replace(SESSION, clean_start=True))
+    stored = await store.save_session(SESSION, began_afresh=True)
+    assert stored == SESSION
+
+
+async def test_a_session_whose_mapping_was_deleted_before_it_had_a_row_is_to_be_ended(store: Store) -> None:
+    stored = await store.save_session(SESSION)
+    assert stored == replace(SESSION, removal_pending=True)
+    await store.create(mapping("other"))
+    session = replace(SESSION, client_id="base-other", mapping="other")
+    assert await store.save_session(session) == session
+
+
+async def test_resetting_asks_for_all_sessions_of_a_paused_mapping_to_be_ended(store: Store) -> None:
+    await store.create(mapping().model_copy(update={"paused": True}))
+    await save(store, SESSION)
+    await store.reset_sessions("demo", detail={"lost": "all"})
+    assert await store.session("base-demo") == replace(SESSION, removal_pending=True)
+    (event, _) = await store.events(limit=2)
+    assert (event.action, event.detail) == ("reset session", {"lost": "all"})
+
+
+async def test_sessions_are_reset_only_of_a_mapping_that_is_paused(store: Store) -> None:
+    await store.create(mapping())
+    await save(store, SESSION)
+    with pytest.raises(MappingNotPausedError, match="pause it first"):
+        await store.reset_sessions("demo", detail={})
     assert await store.session("base-demo") == SESSION
+    with pytest.raises(MappingNotFoundError):
+        await store.reset_sessions("other", detail={})
 
 
 async def test_creating_a_mapping_takes_back_a_session_that_was_to_be_ended(store: Store) -> None:
-    await store.save_session(replace(SESSION, removal_pending=True))
+    await save(store, replace(SESSION, removal_pending=True))
     await store.create(mapping("heir", client_id="base-demo"))
     assert await store.session("base-demo") == replace(SESSION, mapping="heir", clean_start=True)
 
 
 async def test_changing_to_a_client_id_takes_back_its_session(store: Store) -> None:
-    await store.save_session(replace(SESSION, removal_pending=True))
+    await save(store, replace(SESSION, removal_pending=True))
     await store.create(mapping("heir"))
     await store.change("heir", lambda _: mapping("heir", client_id="base-demo"), expected=1, action="change")
     assert await store.session("base-demo") == replace(SESSION, mapping="heir", clean_start=True)
@@ -112,6 +147,6 @@ async def test_changing_to_a_client_id_takes_back_its_session(store: Store) -> N
 
 async def test_the_file_takes_back_a_session_of_a_mapping_it_renames(store: Store) -> None:
     await store.apply_file([(mapping("old", client_id="c"), "1")], prune=True)
-    await store.save_session(replace(SESSION, client_id="c", mapping="old"))
+    await save(store, replace(SESSION, client_id="c", mapping="old"))
     await store.apply_file([(mapping("new", client_id="c"), "2")], prune=True)
     assert await store.session("c") == replace(SESSION, client_id="c", mapping="new", clean_start=True)

@@ -444,22 +444,69 @@ async def test_before_it_runs_the_health_says_what_it_waits_for(tmp_path: Path, 
 
 
 @in_virtual_time
-async def test_a_reset_needs_a_mapping_at_rest_and_ends_its_session(
+async def test_a_reset_ends_the_session_at_once_and_resume_begins_a_new_one(
     tmp_path: Path, mqtt: FakeMqtt, kafka: FakeKafka
 ) -> None:
     async with supervising(tmp_path, mqtt, kafka) as plant:
         await plant.create("a")
         await plant.reach("a", State.RUNNING)
-        with pytest.raises(RuntimeError, match="still running"):
-            await plant.supervisor.reset_session("a")
         await plant.change("a", paused=True)
         await plant.reach("a", State.PAUSED)
-        await plant.supervisor.reset_session("a")
+        await plant.store.reset_sessions("a", detail={})
+        plant.supervisor.session_reset("a")
+        await until(lambda: not mqtt.sessions and not mqtt.open)
+        assert mqtt.asks("connect")[-1] == ("connect", "base-a", "5", True, 0)
         await plant.change("a", paused=False)
         await plant.reach("a", State.RUNNING)
-        assert mqtt.asks("connect")[-1] == ("connect", "base-a", "5", True, 86400)
         assert plant.forwarder("a").tally.sessions_lost == 0
-        await plant.supervisor.reset_session("nobody")
+        plant.supervisor.session_reset("nobody")
+
+
+@in_virtual_time
+async def test_a_mapping_resumed_before_its_session_could_be_ended_begins_a_new_one(
+    tmp_path: Path, mqtt: FakeMqtt, kafka: FakeKafka
+) -> None:
+    async with supervising(tmp_path, mqtt, kafka) as plant:
+        await plant.create("a")
+        await plant.reach("a", State.RUNNING)
+        await plant.change("a", paused=True)
+        await plant.reach("a", State.PAUSED)
+        mqtt.away = AWAY
+        await plant.store.reset_sessions("a", detail={})
+        plant.supervisor.session_reset("a")
+        await until(lambda: ("connect", "base-a", "5", True, 0) in mqtt.asked)
+        await plant.change("a", paused=False)
+        mqtt.away = None
+        await plant.reach("a", State.RUNNING)
+        assert mqtt.asks("connect")[-1] == ("connect", "base-a", "5", True, 86400)
+
+
+@in_virtual_time
+async def test_a_mapping_deleted_and_created_again_at_once_is_another_one(
+    tmp_path: Path, mqtt: FakeMqtt, kafka: FakeKafka
+) -> None:
+    async with supervising(tmp_path, mqtt, kafka) as plant:
+        await plant.create("a")
+        await plant.reach("a", State.RUNNING)
+        await plant.store.delete("a", expected=None)
+        await plant.create("a", mqtt={"topic": "other"})
+        await until(lambda: mqtt.sessions.get("base-a") == {"other"})
+        assert ("connect", "base-a", "5", True, 86400) in mqtt.asked
+
+
+@in_virtual_time
+async def test_a_mapping_deleted_while_its_session_connects_leaves_no_session(
+    tmp_path: Path, mqtt: FakeMqtt, kafka: FakeKafka
+) -> None:
+    mqtt.hang_in = "subscribe"
+    async with supervising(tmp_path, mqtt, kafka) as plant:
+        await plant.create("a")
+        await until(lambda: mqtt.asks("subscribe"))
+        await plant.store.delete("a", expected=None)
+        mqtt.hang_in = ""
+        plant.supervisor.wake()
+        await until(lambda: not mqtt.sessions and not mqtt.open)
+        assert await plant.store.sessions() == []
 
 
 @in_virtual_time
