@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -51,7 +52,7 @@ class Arrival(Generic[M]):
     """Messages that arrived together on one connection, at `at` seconds by the caller's clock.
 
     `open_parts` counts what Kafka has not confirmed yet. `kept` says that the broker has a copy of them (but of those
-    at QoS 0) and would send them again.
+    at QoS 0) and would send them again. `inherits` says that some of them only repeat what an earlier arrival brought.
     """
 
     messages: Sequence[M]
@@ -59,6 +60,7 @@ class Arrival(Generic[M]):
     at: float
     kept: bool = True
     open_parts: int = 1  # the caller's own hold, until every part is handed over
+    inherits: bool = False
     heirs: list[Arrival[M]] = field(default_factory=list)
 
 
@@ -148,6 +150,24 @@ class AckWindow(Generic[M]):
             due.append(arrival)
         return due
 
+    def confirmed_prefix(self, unconfirmed: Iterable[Delivery]) -> list[M]:
+        """The messages before the first of the `unconfirmed`; they leave the window.
+
+        Only once nothing more will be confirmed: meanwhile whole arrivals are due, which costs less.
+        """
+        waiting = {id(message) for message in unconfirmed}
+        prefix: list[M] = []
+        for arrival in self._order:
+            if arrival.open_parts and arrival.inherits:
+                break
+            confirmed = list(takewhile(lambda message: id(message) not in waiting, arrival.messages))
+            prefix += confirmed
+            if len(confirmed) < len(arrival.messages):
+                arrival.messages = arrival.messages[len(confirmed) :]
+                break
+            arrival.messages = ()
+        return prefix
+
     def connection_lost(self, *, takeover: bool, withheld: Iterable[tuple[int, Fingerprint]] = ()) -> None:
         """The connection ended: none of its acknowledgements can be written any more.
 
@@ -182,13 +202,18 @@ class AckWindow(Generic[M]):
         for arrival in self._orphans:
             arrival.kept = False
 
-    def given_up(self) -> None:
-        """Nothing more will be produced of what is not confirmed: only confirmed deliveries may be attached to."""
-        self._candidates = {
-            packet_id: candidate
-            for packet_id, candidate in self._candidates.items()
-            if not candidate.arrival.open_parts
-        }
+    def given_up(self, unconfirmed: Iterable[tuple[Arrival[Any], Delivery]]) -> None:
+        """Nothing more will be produced of the `unconfirmed`: a redelivery may be attached only to the others."""
+        waiting = {(id(arrival), message.packet_id) for arrival, message in unconfirmed}
+        confirmed: Arrival[M] = Arrival((), 0, 0.0, open_parts=0)
+        kept: dict[int, _Candidate[M]] = {}
+        for packet_id, candidate in self._candidates.items():
+            arrival = candidate.arrival
+            if not arrival.open_parts:
+                kept[packet_id] = candidate
+            elif not arrival.inherits and (id(arrival), packet_id) not in waiting:
+                kept[packet_id] = _Candidate(confirmed, candidate.fingerprint)
+        self._candidates = kept
         for arrival in self._orphans:
             self.held -= arrival.size
         self._orphans.clear()
@@ -214,3 +239,4 @@ class AckWindow(Generic[M]):
         if origin.open_parts and arrival not in origin.heirs:
             origin.heirs.append(arrival)
             arrival.open_parts += 1
+            arrival.inherits = True

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from aiokafka.errors import KafkaError
 
@@ -27,9 +27,10 @@ from server.kafka.outbox import Outbox
 from server.kafka.partitioners import partitioner
 from server.kafka.producer import Producer, classify
 from server.kafka.watch import Watch
+from server.tasks import to_the_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Sequence
 
     from server.core.acks import AckWindow, Arrival, Delivery
     from server.core.failures import Failure
@@ -46,6 +47,10 @@ _LAST_ANSWERS_SECONDS = 2.0
 _TICK_SECONDS = 0.5
 _UNNAMED_ATTEMPTS = 3
 _SMALLEST_BATCH_BYTES = 16_384
+
+
+# A message that Kafka has not confirmed, with the arrival it is part of.
+Unconfirmed: TypeAlias = "tuple[Arrival[Any], Delivery]"
 
 
 class SinkStoppedError(Exception):
@@ -107,7 +112,7 @@ class Sink:
         self._idle.set()
         self._fatal: Reason | None = None
         self._watch = Watch(cluster.bootstrap_servers, outcomes.kafka_trouble)
-        self._stuck: list[tuple[Arrival[Any], Delivery]] = []
+        self._stuck: list[Unconfirmed] = []
         self._compresses = bool(cluster.options.producer.get("compression_type"))
         self._batch_bytes: int = cluster.options.producer.get("max_batch_size", 1_000_000)
         self.unconfirmed = 0
@@ -153,7 +158,7 @@ class Sink:
         """End the producer and take back what it had not confirmed."""
         try:
             if producer is not None:
-                await _to_the_end(producer.abandon())
+                await to_the_end(producer.abandon())
         finally:
             self._take_back()
 
@@ -168,8 +173,8 @@ class Sink:
         """Wait until every record taken is confirmed."""
         await self._idle.wait()
 
-    def unfinished(self) -> list[tuple[Arrival[Any], Delivery]]:
-        """The messages that are not confirmed, with their arrivals; only once `run` has ended."""
+    def unconfirmed_messages(self) -> list[Unconfirmed]:
+        """The messages that are not confirmed; only once `run` has ended."""
         return self._stuck + self._outbox.unsent()
 
     async def _serve(self, producer: Producer) -> None:
@@ -372,13 +377,3 @@ class Sink:
             self._outbox.add_dead_letter(arrival, message, key, reason)
             self._wake.set()
         return True
-
-
-async def _to_the_end(ending: Coroutine[Any, Any, None]) -> None:
-    """Await this even if cancelled meanwhile; the cancellation follows when it is done."""
-    task = asyncio.create_task(ending)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise

@@ -24,20 +24,22 @@ from server.runtime.intake import Intake
 from server.runtime.session import MqttSession, SessionMemory, SessionStoppedError
 from server.runtime.status import Counters, InFlight, LastError, MappingStatus, MqttStatus
 from server.runtime.status import Rates as RatesStatus
+from server.tasks import ended, first_of, to_the_end
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Sequence
 
     from server.core.mapping import Mapping
     from server.kafka.producer import Cluster
+    from server.kafka.sink import Unconfirmed
     from server.runtime.ledger import Ledger
     from server.runtime.session import Broker
     from server.store.stored import StoredMapping
 
 _log = structlog.get_logger()
 
-# Together with leaving (3 s) and ending the producer (2 s) within the 15 s that DRAINING may last.
-DRAIN_SECONDS = 9.5
+# Together with ending the producer (4 s at most) and leaving (3 s) within the 15 s that DRAINING may last.
+DRAIN_SECONDS = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +96,20 @@ class Forwarder:
                 if task is not None and task.cancelling():
                     raise  # what broke on the way out must not undo the cancellation
                 reason = Reason("internal_error", f"{type(error).__name__}: {error}")
-                if self.state is State.DRAINING:
+                if self._stop.is_set() or self.state is State.DRAINING:
                     self._end_with(reason)
                     return
                 self._signal(Signal.TROUBLE, reason)
             else:
                 self._signal(Signal.STOPPED)
                 return
-            await _first_of(self._stop.wait(), asyncio.sleep(backoff.next_delay()))
+            await first_of(self._stop.wait(), asyncio.sleep(backoff.next_delay()))
 
     def _end_with(self, reason: Reason) -> None:
-        """FAILED; or, if it was draining anyway, PAUSED with the reason kept."""
-        if self.state is State.DRAINING:
+        """FAILED; or, if it was to stop anyway, PAUSED with the reason kept."""
+        if self._stop.is_set() or self.state is State.DRAINING:
+            if self.state is not State.DRAINING:
+                self._signal(Signal.STOP)
             self.last_error = Trouble(datetime.now(UTC), reason)
             self._signal(Signal.STOPPED)
         else:
@@ -118,7 +122,6 @@ class Forwarder:
     def rest(self) -> None:
         """It FAILED, and is not wanted running any more."""
         self._signal(Signal.STOPPED)
-        self._not_running_since = None
 
     def broke(self, error: BaseException) -> None:
         """`run` itself broke, which no transition foresees: FAILED, and the reason says so."""
@@ -154,36 +157,42 @@ class Forwarder:
             if not writing.done() and not reading.done():
                 self._signal(Signal.STOP)
                 await self._drain(sink, writing, reading)
-            self.intake.acknowledge_due()
         finally:
-            self.intake.close()
-            # First the producer, so that nothing is written once the mapping is not running any more.
-            await _ended(writing, stopping)
-            await _ended(reading)
-            try:
-                await session.leave()
-            finally:
-                self._give_up(sink)
+            await to_the_end(self._tear_down(sink, session, writing, reading, stopping))
         for task in (writing, reading):
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
+
+    async def _tear_down(self, sink: Sink, session: MqttSession, *tasks: asyncio.Task[Any]) -> None:
+        """End everything: first the producer, so that nothing is written once the mapping is not running any more."""
+        self.intake.close()
+        await ended(*tasks)
+        unconfirmed = sink.unconfirmed_messages()
+        self.intake.acknowledge_confirmed(unconfirmed)
+        try:
+            await session.leave()
+        finally:
+            self._give_up(unconfirmed)
 
     async def _drain(self, sink: Sink, writing: asyncio.Task[None], reading: asyncio.Task[None]) -> None:
         """Bring what was received to Kafka and its acknowledgements to the broker, within the time there is."""
         deadline = time.monotonic() + DRAIN_SECONDS
         self.intake.close()
-        await _ended(reading)
+        await ended(reading)
         drained = asyncio.create_task(sink.drained(), name=f"drain of {self.name}")
         await asyncio.wait([drained, writing], timeout=DRAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        await _ended(drained)
+        await ended(drained)
         if not sink.unconfirmed and self._session is not None:
             self.intake.acknowledge_due()
             # A broker that is behind gets all the time there is: what it has not read would come again.
             await self._session.leave(max(LEAVE_PINGRESP_SECONDS, deadline - time.monotonic()))
 
-    def _give_up(self, sink: Sink) -> None:
+    def _give_up(self, unconfirmed: Sequence[Unconfirmed]) -> None:
         """Account for what Kafka had not confirmed: it comes again, or it is lost and counted so."""
-        if lost := self.intake.give_up(sink.unfinished()):
+        lost = self.intake.give_up(unconfirmed)
+        if handed_back := len(unconfirmed) - lost:
+            _log.info("messages_handed_back", mapping=self.name, messages=handed_back)
+        if lost:
             _log.warning("messages_dropped", mapping=self.name, reason="shutdown", messages=lost)
 
     # --- what session and sink report -------------------------------------------------------------------------------
@@ -307,18 +316,3 @@ def _together(first: Reason | None, second: Reason | None) -> Reason | None:
     if first is None or second is None:
         return first or second
     return Reason(first.code, f"{first.detail}; besides, {second.code}: {second.detail}")
-
-
-async def _ended(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel the tasks and wait until they have ended; their results are the caller's business."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
-
-
-async def _first_of(*waits: Coroutine[Any, Any, Any]) -> None:
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        await _ended(*tasks)

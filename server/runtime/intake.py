@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from server.core.acks import CANDIDATE_BYTES, AckWindow
 from server.core.numbering import Numbering
@@ -14,8 +14,8 @@ from server.core.subscription import CopyFilter
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from server.core.acks import Arrival, Delivery
-    from server.kafka.sink import Sink
+    from server.core.acks import Arrival
+    from server.kafka.sink import Sink, Unconfirmed
     from server.mqtt.port import Connection, Message, SessionRequest
     from server.runtime.counters import Tally
 
@@ -96,11 +96,18 @@ class Intake:
         self._closed = True
         self._press()
 
-    def give_up(self, unconfirmed: Sequence[tuple[Arrival[Any], Delivery]]) -> int:
+    def acknowledge_confirmed(self, unconfirmed: Sequence[Unconfirmed]) -> None:
+        """Acknowledge all that comes before the first message Kafka has not confirmed; nothing more will be."""
+        self.acknowledge_due()
+        connection = self._connection
+        if connection is not None and connection.is_open:
+            connection.acknowledge(self.window.confirmed_prefix([message for _, message in unconfirmed]))
+
+    def give_up(self, unconfirmed: Sequence[Unconfirmed]) -> int:
         """Account for what Kafka had not confirmed: it comes again, or it is lost. Returns how many are lost."""
         lost = sum(1 for arrival, message in unconfirmed if message.qos == 0 or not arrival.kept)
         self.into(None)
-        self.window.given_up()
+        self.window.given_up(unconfirmed)
         self.owed += len(unconfirmed) - lost
         if lost:
             self._tally.dropped["shutdown"] += lost

@@ -144,16 +144,62 @@ def test_after_the_session_is_lost_nothing_can_be_claimed() -> None:
 
 def test_after_giving_up_only_confirmed_deliveries_can_be_claimed_and_nothing_is_held() -> None:
     window: AckWindow[Message] = AckWindow()
-    done, open_ = window.arrive([Message(1)], 10, 0.0), window.arrive([Message(2)], 10, 1.0)
+    open_message = Message(2)
+    done, open_ = window.arrive([Message(1)], 10, 0.0), window.arrive([open_message], 10, 1.0)
     window.confirm(done)
     window.connection_lost(takeover=False)
-    window.given_up()
+    window.given_up([(open_, open_message)])
     assert window.is_empty
     assert window.held == 0
     assert window.claim(Message(2)) is None
     assert window.claim(Message(1)) is done
     window.confirm(open_)  # too late, and harmless
     assert window.held == 0
+
+
+def test_after_giving_up_what_was_confirmed_within_an_arrival_can_be_claimed() -> None:
+    messages = [Message(1), Message(2), Message(3)]
+    window, arrival = _lost(*messages)
+    window.given_up([(arrival, messages[1])])
+    assert window.claim(Message(2)) is None
+    for confirmed in (1, 3):
+        origin = window.claim(Message(confirmed))
+        assert origin is not None
+        assert not origin.open_parts
+
+
+def test_after_giving_up_a_redelivery_that_waited_for_another_can_not_be_claimed_again() -> None:
+    first, again = Message(1), Message(1)
+    window, origin = _lost(first)
+    window.claim(again)
+    heir = window.arrive([again], 10, 1.0)
+    window.inherit(heir, origin)
+    window.confirm(heir)
+    window.connection_lost(takeover=False)
+    window.given_up([(origin, first)])
+    assert window.claim(Message(1)) is None
+
+
+def test_when_nothing_more_is_produced_all_before_the_first_unconfirmed_message_can_be_acknowledged() -> None:
+    window: AckWindow[Message] = AckWindow()
+    messages = [Message(number) for number in range(1, 10)]
+    for start in (0, 3, 6):
+        window.arrive(messages[start : start + 3], 10, 0.0)
+    assert window.confirmed_prefix([messages[7], messages[4]]) == messages[:4]
+    assert window.oldest_packet_id == 5
+    window.connection_lost(takeover=False)
+    assert sorted(window.candidate_ids) == [5, 6, 7, 8, 9]
+
+
+def test_what_repeats_something_unconfirmed_is_not_acknowledged() -> None:
+    first, again = Message(1), Message(1)
+    window, origin = _lost(first)
+    window.claim(again)
+    before, heir = window.arrive([Message(7)], 10, 1.0), window.arrive([again], 10, 1.0)
+    window.inherit(heir, origin)
+    window.confirm(heir)
+    assert before.open_parts
+    assert window.confirmed_prefix([first]) == [Message(7)]
 
 
 def test_a_redelivery_is_due_as_soon_as_what_it_repeats_is_confirmed() -> None:
@@ -337,7 +383,8 @@ class AckWindowMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.connected)
     @rule()
     def give_up(self) -> None:
-        self.window.given_up()
+        waiting = [one for one in self.kept if not one.ready]
+        self.window.given_up([(one.real, message) for one in waiting for message in one.messages])
         for one in self.kept:
             one.given_up = one.given_up or not self._released(one)
 

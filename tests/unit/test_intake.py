@@ -170,7 +170,11 @@ class Rig:
 
     def give_up(self) -> None:
         """What a forwarder does when its pipeline ends."""
-        self.intake.give_up([(arrival, message) for arrival, messages in self.sink.parts for message in messages])
+        unconfirmed = [(arrival, message) for arrival, messages in self.sink.parts for message in messages]
+        self.intake.acknowledge_confirmed(unconfirmed)
+        if self.connection.is_open:
+            self.lose()
+        self.intake.give_up(unconfirmed)
 
 
 # --- acknowledgements -------------------------------------------------------------------------------------------------
@@ -744,9 +748,10 @@ class IntakeMachine(RuleBasedStateMachine):
     @rule()
     def stop(self) -> None:
         self.rig.intake.close()
+        self.rig.give_up()
+        self._take_acks()
         if self.connected:
             self.lose_connection(takeover=False, unread=0)
-        self.rig.give_up()
         self.rig.sink.parts.clear()
         self.running = False
 

@@ -158,7 +158,7 @@ async def test_a_record_is_written_and_its_arrival_confirmed(kafka: FakeKafka) -
         assert desk.window.due() == [arrival]
         desk.check()
         assert (desk.books.delivered_messages, desk.state, desk.books.rounds) == (2, None, 1)
-        assert desk.sink.unfinished() == []
+        assert desk.sink.unconfirmed_messages() == []
 
 
 @in_virtual_time
@@ -362,7 +362,7 @@ async def test_what_is_cancelled_leaves_no_producer_and_knows_what_is_unfinished
         desk.add(b"3")
         desk.task.cancel()
         await asyncio.wait([desk.task])
-        assert [message.payload for _, message in desk.sink.unfinished()] == [b"1", b"2", b"3"]
+        assert [message.payload for _, message in desk.sink.unconfirmed_messages()] == [b"1", b"2", b"3"]
         assert kafka.open_producers == 0
         desk.check()
 
@@ -379,7 +379,7 @@ async def test_poison_under_stop_is_found_by_halving_and_stops_the_sink(kafka: F
         assert reason.code == "poison_invalid_record"
         assert "'t'" in reason.detail
         assert kafka.values() == [b"0", b"1", b"2", b"3", b"4"]
-        assert [message.payload for _, message in desk.sink.unfinished()] == [b"5", b"6", b"7"]
+        assert [message.payload for _, message in desk.sink.unconfirmed_messages()] == [b"5", b"6", b"7"]
         assert desk.arrivals[0].open_parts == 1
 
 
@@ -437,7 +437,7 @@ async def test_a_refused_dead_letter_stops_the_sink_and_names_both_topics(kafka:
         assert "'k'" in reason.detail
         assert "'dead'" in reason.detail
         assert arrival.open_parts == 1
-        assert [message.payload for _, message in desk.sink.unfinished()] == [b"bad"]
+        assert [message.payload for _, message in desk.sink.unconfirmed_messages()] == [b"bad"]
 
 
 @in_virtual_time
@@ -470,7 +470,7 @@ def test_what_can_not_be_mapped_is_poison_without_asking_kafka(kafka: FakeKafka,
             if policy == "stop":
                 reason = await desk.stopped()
                 assert reason.code == "poison_not_mappable"
-                assert b"bad" in [message.payload for _, message in desk.sink.unfinished()]
+                assert b"bad" in [message.payload for _, message in desk.sink.unconfirmed_messages()]
                 assert bad.open_parts == 1
                 return
             await desk.sink.drained()
@@ -533,7 +533,7 @@ async def test_an_invalid_topic_stops_the_sink(kafka: FakeKafka) -> None:
     async with writing(kafka, on_poison="drop") as desk:
         desk.add(b"1")
         assert (await desk.stopped()).code == "kafka_invalid_topic"
-        assert [message.payload for _, message in desk.sink.unfinished()] == [b"1"]
+        assert [message.payload for _, message in desk.sink.unconfirmed_messages()] == [b"1"]
 
 
 @in_virtual_time
