@@ -55,10 +55,13 @@ def _register_unnamed_errors() -> None:
 
 _register_unnamed_errors()
 
+# What aiokafka makes an error of its own of. It speaks of transactions there, which we have none of.
+_CLIENTS_OWN = {aiokafka.errors.ProducerFenced: aiokafka.errors.InvalidProducerEpoch.errno}
+
 
 def classify(error: BaseException, *, topic: str, servers: str = "") -> Failure:
     """What a failed batch or a failed start means."""
-    code = error.errno if isinstance(error, BrokerResponseError) else None
+    code = error.errno if isinstance(error, BrokerResponseError) else _CLIENTS_OWN.get(type(error))
     return kafka_failure(code, type(error).__name__, str(error), topic=topic, servers=servers)
 
 

@@ -96,6 +96,8 @@ class Watch:
             if leaderless := producer.leaderless(topic):
                 reason = _named(_NO_LEADER, topic)
                 return Reason(reason.code, f"{reason.detail}; partitions {leaderless}")
+            if refusal := ERROR_LOG.refusal(topic):
+                return _named(refusal.errno, topic)
         silence = f"no answer from {self._servers} for more than {STALL_SECONDS:g} s"
         return _with_log(Reason("kafka_stalled", silence))
 

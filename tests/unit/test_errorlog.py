@@ -6,6 +6,8 @@ import logging
 from typing import TYPE_CHECKING
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import NotEnoughReplicasError
 
 from server.kafka import errorlog
 from server.kafka.errorlog import ErrorLog
@@ -91,6 +93,22 @@ def test_old_texts_are_forgotten(clock: Clock) -> None:
 def test_it_hears_every_logger_of_aiokafka_that_complains(installed: ErrorLog, name: str) -> None:
     logging.getLogger(name).warning("it is %s", name)
     assert installed.latest() == f"it is {name}"
+
+
+def _retried(topic: str, error: object) -> logging.LogRecord:
+    text = "Got error produce response on topic-partition %s, retrying. Error: %s"
+    return _said(text, TopicPartition(topic, 1), error)
+
+
+def test_the_error_behind_a_batch_that_is_tried_again_is_known_for_its_topic_and_for_some_seconds(clock: Clock) -> None:
+    log = ErrorLog()
+    assert log.refusal("k") is None
+    log.filter(_retried("k", NotEnoughReplicasError))
+    log.filter(_retried("other", "Kafka's own words"))
+    assert log.refusal("k") is NotEnoughReplicasError
+    assert log.refusal("other") is None
+    clock.now += 10.1
+    assert log.refusal("k") is None
 
 
 def test_it_listens_once(installed: ErrorLog) -> None:
