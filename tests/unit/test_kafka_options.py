@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from server.core.kafka_options import KafkaOptionsError, OauthClient, SslFiles, translate
 from server.core.librdkafka_names import CONSUMER_ONLY_NAMES, PRODUCER_NAMES
-from tests.unit import librdkafka
+from tests import librdkafka
 
 if TYPE_CHECKING:
     from pathlib import Path

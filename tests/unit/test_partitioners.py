@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from server.core.librdkafka_values import partitioner as configured
 from server.kafka.partitioners import partitioner
-from tests.unit import librdkafka
+from tests import librdkafka
 
 _LIBRARY = librdkafka.load()
 
