@@ -281,7 +281,9 @@ class BaseConnection(ABC):
     def malformed(self, data: bytes, what: str) -> None:
         """End the connection: what begins here can't be decoded."""
         self._write(self._disconnect_for(0x81))
-        sample = bytes(data[: packet_size(data) or len(data)])
+        size = packet_size(data)
+        # Behind a length that is too long nothing can be told apart: what follows is not of this packet.
+        sample = bytes(data[: 1 + _MAX_LENGTH_BYTES if size is None else size or len(data)])
         begins = sample[:_MALFORMED_SAMPLE_BYTES].hex()
         said = f"the broker sent a packet that can't be decoded ({what}); it begins with {begins}"
         self._end(Ended(Reason("mqtt_malformed_packet", said), malformed=sample))

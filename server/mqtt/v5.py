@@ -7,7 +7,8 @@ per call. Nothing here awaits but the few exchanges of connecting, subscribing a
 from __future__ import annotations
 
 import asyncio
-from itertools import groupby
+from itertools import groupby, takewhile
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
 import mqtt5
@@ -15,7 +16,7 @@ import mqtt5
 from server.core.failures import SESSION_TAKEN_OVER, UNSUPPORTED_PROTOCOL_VERSION, mqtt_reason, subscription_refused
 from server.mqtt import connection as base
 from server.mqtt.connection import REFUSED, BaseConnection, pubacks
-from server.mqtt.port import Ended, Granted, SubscriptionRefusedError
+from server.mqtt.port import ConnectionEndedError, Ended, Granted, SubscriptionRefusedError
 from server.mqtt.release import Release
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # How a broker that speaks only 3.1.1 refuses: its CONNACK with return code 1. The codec calls it malformed.
 _CONNACK_OF_311 = bytes.fromhex("20020001")
+_TOPIC = attrgetter("topic")
+_PACKET_ID = attrgetter("packet_id")
 
 
 class Connector:
@@ -111,17 +114,31 @@ class Connection(BaseConnection, asyncio.Protocol):
         messages: list[Message] = [packet for packet in packets if type(packet) is publish]
         if len(messages) == len(packets):
             if messages:
-                self.hand_over(messages, used)
+                self._take(messages, used)
             return
         for are_messages, run in groupby(packets, lambda packet: type(packet) is publish):
             if self._ending is not None:
                 return
             if are_messages:
                 messages = list(run)
-                self.hand_over(messages, sum(len(each.topic) + len(each.payload) for each in messages))
+                self._take(messages, sum(len(each.topic) + len(each.payload) for each in messages))
             else:
                 for packet in run:
                     self._consume(packet)
+
+    def _take(self, messages: list[Message], size: int) -> None:
+        """Hand messages on, up to one that no broker may send and the codec lets pass."""
+        if all(map(_TOPIC, messages)) and 0 not in map(_PACKET_ID, messages):
+            self.hand_over(messages, size)
+            return
+        sound = list(takewhile(lambda each: each.topic and each.packet_id != 0, messages))
+        if sound:
+            self.hand_over(sound, sum(len(each.topic) + len(each.payload) for each in sound))
+        bad = cast("mqtt5.PublishPacket", messages[len(sound)])
+        if bad.packet_id == 0:
+            self.malformed(bad.write(), "its packet id is 0")
+        else:
+            self.refuse_packet(f"topic alias {bad.topic_alias}, though we allow none")
 
     def eof_received(self) -> bool:
         """Let the transport close."""
@@ -176,7 +193,12 @@ class Connection(BaseConnection, asyncio.Protocol):
                 ).write()
             )
             waiting.append((subscription.topic_filter, answer))
-        codes = {topic_filter: (await self._answer(answer, "SUBACK"))[0] for topic_filter, answer in waiting}
+        codes = {}
+        for topic_filter, answer in waiting:
+            answered = await self._answer(answer, "SUBACK")
+            if len(answered) != 1:
+                raise ConnectionEndedError(self.refuse_packet(f"a SUBACK of {len(answered)} codes for 1 filter"))
+            codes[topic_filter] = answered[0]
         refused = {topic_filter: code for topic_filter, code in codes.items() if code >= REFUSED}
         if refused:
             raise SubscriptionRefusedError(subscription_refused(refused))
