@@ -120,7 +120,11 @@ class FakeBroker:
     async def peer(self) -> Peer:
         """The next connection."""
         async with asyncio.timeout(TIMEOUT):
-            return await self._waiting.get()
+            return await self.next_peer()
+
+    async def next_peer(self) -> Peer:
+        """The next connection, whenever it comes."""
+        return await self._waiting.get()
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = Peer(reader, writer)
