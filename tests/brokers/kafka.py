@@ -76,11 +76,27 @@ class KafkaCluster:
     def port(self) -> int:
         return int(self.bootstrap.rpartition(":")[2])
 
-    async def create_topic(self, name: str, partitions: int = 1, config: Mapping[str, str] | None = None) -> str:
-        """Create a topic and wait until every partition has a leader; returns its name."""
+    async def create_topic(
+        self,
+        name: str,
+        partitions: int = 1,
+        config: Mapping[str, str] | None = None,
+        *,
+        replicas: Sequence[Sequence[int]] | None = None,
+    ) -> str:
+        """Create a topic and wait until every partition has a leader; returns its name.
+
+        `replicas` are the nodes of each partition, the preferred leader first, in place of `partitions` on any node.
+        """
         async with asyncio.timeout(TOPIC_TIMEOUT):
             async with self._admin() as admin:
-                new = NewTopic(name, partitions, 1, topic_configs=dict(config or {}))
+                configs = dict(config or {})
+                if replicas is None:
+                    new = NewTopic(name, partitions, 1, topic_configs=configs)
+                else:
+                    partitions = len(replicas)
+                    assignments = {number: list(nodes) for number, nodes in enumerate(replicas)}
+                    new = NewTopic(name, -1, -1, replica_assignments=assignments, topic_configs=configs)
                 _check(await admin.create_topics([new]), "topic_errors")
             await self._until_led(name, partitions)
         return name
@@ -191,10 +207,19 @@ class KafkaCluster:
 class Kafka(KafkaCluster, Child):
     """A Kafka of the test's own, which can be stopped, killed, frozen and restarted on the same port with its data.
 
-    Topics are not created by themselves (auto.create.topics.enable=false); `config` adds lines to server.properties.
+    Topics are not created by themselves (auto.create.topics.enable=false); `config` adds lines to server.properties, or
+    replaces them. A node of a larger cluster is told its ports and the cluster's id.
     """
 
-    def __init__(self, folder: Path, *, config: Mapping[str, str] | None = None, heap: str = "1g") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        config: Mapping[str, str] | None = None,
+        heap: str = "1g",
+        ports: tuple[int, int] | None = None,
+        cluster: str | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         KafkaCluster.__init__(self)
         Child.__init__(self, "kafka", folder / "kafka.log")
@@ -202,6 +227,8 @@ class Kafka(KafkaCluster, Child):
         self._config = dict(config or {})
         self._heap = heap
         self._ports: tuple[int, int] | None = None
+        self._given_ports = ports
+        self._cluster = cluster or str(uuid.uuid4())
 
     @property
     def bootstrap(self) -> str:
@@ -223,12 +250,13 @@ class Kafka(KafkaCluster, Child):
             self._launch(self._ports[0])
             return
         for attempt in range(START_ATTEMPTS):
-            ports = free_port(), free_port()
+            ports = self._given_ports or (free_port(), free_port())
             self._format(ports)
             try:
                 self._launch(ports[0])
             except BrokerError:
-                if "Address already in use" not in self.log() or attempt == START_ATTEMPTS - 1:
+                taken = "Address already in use" in self.log() and self._given_ports is None
+                if not taken or attempt == START_ATTEMPTS - 1:
                     raise
                 if self.running:
                     self.kill()
@@ -288,8 +316,7 @@ class Kafka(KafkaCluster, Child):
         properties = self.folder / "server.properties"
         properties.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
         (self.folder / "log4j2.yaml").write_text(LOGGING)
-        cluster = str(uuid.uuid4())
-        self.spawn(self._java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)))
+        self.spawn(self._java("kafka.tools.StorageTool", "format", "-t", self._cluster, "-c", str(properties)))
         if self.wait(START_TIMEOUT):
             raise self.error("the storage can't be formatted")
 

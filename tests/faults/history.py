@@ -56,7 +56,7 @@ class Stored:
         return self.topic, self.seq
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Delivery:
     """A PUBLISH that the broker sent to the service, as the tap passed it on."""
 
