@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import uuid
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,16 @@ CORE_REPORT = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the second threshold; pytest-cov knows only one."""
+    """Add the second threshold, for pytest-cov knows only one, and what repeats and narrows the fault programme."""
     parser.addoption("--core-fail-under", type=float, default=0.0, help="coverage in percent that server/core needs")
+    seed = random.randrange(1_000_000)  # noqa: S311 - not a secret
+    parser.addoption("--fault-seed", type=int, default=seed, help="seed of tests/faults/test_faults.py")
+    parser.addoption("--fault-filter", default="", help="only faults with this in their group or name")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Print the seed of the faults, so that they can be repeated."""
+    return f"--fault-seed {config.getoption('--fault-seed')}"
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -186,7 +186,8 @@ class History:
     """Everything recorded in one run.
 
     `services` names the mappings of each service. `dropped_by_rule` says how many messages of a mapping the service
-    counted as dropped with a reason that the run expects. `memory_limit` is in bytes, per service.
+    counted as dropped with a reason that the run expects. `memory_limit` is in bytes, per service. `tracebacks` are
+    crashes of the service's own code, also those it survived.
     """
 
     name: str
@@ -203,6 +204,7 @@ class History:
     excuses: list[Excuse] = field(default_factory=list)
     exits: list[Exit] = field(default_factory=list)
     dropped_by_rule: dict[str, int] = field(default_factory=dict)
+    tracebacks: list[str] = field(default_factory=list)
 
     @property
     def mappings(self) -> list[str]:

@@ -69,6 +69,8 @@ class _Waiting:
 
 def check_probes(history: History, wire: WireLog) -> Iterator[Violation]:
     """Check every look at every service."""
+    for traceback in history.tracebacks:
+        yield Violation(0, f"a crash in the service's own code, in the log of service {traceback}")
     for service, mappings in history.services.items():
         samples = [each for each in history.samples if each.service == service]
         progress = [_Progress(history, wire, mapping) for mapping in mappings]

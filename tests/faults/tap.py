@@ -35,6 +35,7 @@ class WireTap:
         self.refusals: dict[int, int] = {}
         self.refused = 0
         self.latest_acknowledged: dict[str, MessageId] = {}
+        self.subscribed_at: dict[str, float] = {}
         self.connected: dict[str, LinkTap] = {}
         self.connections = 0
         self._mappings = mappings
@@ -120,7 +121,10 @@ class LinkTap:
         deliveries: list[Delivery] = []
         if self._connect is not None and self._mapping is not None:
             for packet in found:
-                if packets.kind(packet) == packets.PUBLISH:
+                kind = packets.kind(packet)
+                if kind == packets.SUBACK:
+                    self._wire.subscribed_at[self._mapping] = time.time()
+                elif kind == packets.PUBLISH:
                     message = packets.parse_publish(packet, self._connect.level)
                     if message.qos:
                         name = identify(message.payload)[0]

@@ -420,6 +420,12 @@ def test_a_failed_mapping_is_found() -> None:
     assert "is failed" in the_only(history, 0)
 
 
+def test_a_crash_that_was_survived_is_found() -> None:
+    history = good()
+    history.tracebacks.append("5: /tmp/service.log")
+    assert "a crash in the service's own code" in the_only(history, 0)
+
+
 # --- any --------------------------------------------------------------------------------------------------------------
 
 
