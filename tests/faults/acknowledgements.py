@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.faults.arrivals import excused_acknowledged
+from tests.faults.arrivals import excused_exchange
 from tests.faults.history import Violation
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def check_acknowledgements(history: History, wire: WireLog) -> Iterator[Violatio
         if exchange.overtook:
             yield _wrong(history, ack, f"{_of(exchange)} overtook that of an earlier message")
         at = appended.get((delivery.mapping, delivery.message))
-        if at is not None and ack.at < at and not excused_acknowledged(history, delivery.mapping, ack.at):
+        if at is not None and ack.at < at and not excused_exchange(history, exchange):
             yield _wrong(history, ack, f"{_of(exchange)} came {(at - ack.at) * 1000:.0f} ms before Kafka had it")
     for ack, earlier in wire.strays:
         what = f"on a later connection than {_of(earlier)}" if earlier else "answers no PUBLISH of its connection"

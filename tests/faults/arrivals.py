@@ -11,8 +11,8 @@ from tests.faults.history import Violation
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from tests.faults.history import Excuse, Fault, History, MessageId, Publication, Stored
-    from tests.faults.wirelog import WireLog
+    from tests.faults.history import Fault, History, MessageId, Publication, Stored
+    from tests.faults.wirelog import Exchange, WireLog
 
 _SHOWN = 3
 # LogAppendTime is in whole milliseconds, rounded down.
@@ -39,16 +39,11 @@ def check_arrivals(history: History, wire: WireLog) -> Iterator[Violation]:
         yield from arrivals.disordered()
 
 
-def excused_acknowledged(history: History, mapping: str, at: float) -> Excuse | None:
-    """Why a message that was acknowledged at this moment may be missing, if it may."""
-    return _excuse(history.excuses, "acknowledged", mapping, at)
-
-
-def _excuse(excuses: Iterable[Excuse], of: str, mapping: str, at: float) -> Excuse | None:
-    for each in excuses:
-        if each.of == of and each.mapping in {None, mapping} and each.since <= at <= each.until:
-            return each
-    return None
+def excused_exchange(history: History, exchange: Exchange) -> bool:
+    """Whether a message that was acknowledged may be missing."""
+    delivery, ack = exchange.delivery, exchange.ack
+    until = float("inf") if ack is None else ack.at
+    return any(each.of == "in flight" and each.covers(delivery.mapping, delivery.at, until) for each in history.excuses)
 
 
 @dataclass(slots=True)
@@ -72,7 +67,7 @@ class _Arrivals:
             ack = exchange.ack
             if ack is None or ack.mapping != self.mapping or exchange.delivery.message in self.copies:
                 continue
-            if excused_acknowledged(history, self.mapping, ack.at):
+            if excused_exchange(history, exchange):
                 excused.add(exchange.delivery.message)
             else:
                 acknowledged.append((exchange.delivery.message, ack.at))
@@ -90,7 +85,7 @@ class _Arrivals:
             if (at := each.accepted_at) is not None
             and each.id not in self.copies
             and each.id not in excused
-            and not _excuse(history.excuses, "accepted", self.mapping, at)
+            and not any(each.of == "accepted" and each.covers(self.mapping, at, at) for each in history.excuses)
         ]
         if lost:
             shown = _listed(

@@ -160,15 +160,19 @@ class Fault:
 class Excuse:
     """Messages that may be missing for a reason outside the service.
 
-    Those that the broker accepted (`of` "accepted") or the service acknowledged ("acknowledged") from `since` to
-    `until`; of every mapping if `mapping` is None.
+    Those that the broker accepted (`of` "accepted"), or that the service had, delivered and not acknowledged
+    ("in flight"), at any moment from `since` to `until`; of every mapping if `mapping` is None.
     """
 
     why: str
-    of: Literal["accepted", "acknowledged"]
+    of: Literal["accepted", "in flight"]
     since: float
     until: float
     mapping: str | None = None
+
+    def covers(self, mapping: str, since: float, until: float) -> bool:
+        """Whether it is about this mapping and any moment of this span."""
+        return self.mapping in {None, mapping} and since <= self.until and until >= self.since
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from tests.faults.history import Excuse
 if TYPE_CHECKING:
     from tests.faults.run import Case, Run
 
-# A record may be written when its topic is already on its way out, and be confirmed a little later.
+# Until every node has heard of it.
 _GONE_SECONDS = 1.0
 
 
@@ -33,7 +33,7 @@ async def recreate_topic(run: Run, case: Case) -> None:
         since = time.time()
         await run.keep_records(mapping)
         await run.kafka.delete_topic(run.topic(mapping))
-        excuse = Excuse("the topic was deleted", "acknowledged", since, time.time() + _GONE_SECONDS, mapping)
+        excuse = Excuse("the topic was deleted", "in flight", since, time.time() + _GONE_SECONDS, mapping)
         run.history.excuses.append(excuse)
     await asyncio.sleep(case.seconds(0.0, 10.0, quick=2.0))
     for mapping in _movable(run):

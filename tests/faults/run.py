@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+import httpx
+
 from tests.brokers import KafkaNodes, Mosquitto
 from tests.brokers.process import free_port
 from tests.faults.disk import small_disk
@@ -146,8 +148,7 @@ class Run:
             for label, service in self.services.items():
                 await service.wait_ready()
                 self.watches[label] = Watch(label, service, self.history.samples)
-                watching = asyncio.create_task(self.watches[label].run())
-                stack.push_async_callback(_cancelled, watching)
+            watching = await stack.enter_async_context(self._watching())
             await self.until(self._all_running, "running for the first time")
             async with self.load.running():
                 self.history.begin = time.time()
@@ -156,9 +157,18 @@ class Run:
                 yield
             await self.until(self._quiet, "quiet at the end")
             await self.watched()
+            await watching.aclose()
             await self.terminate()
         self.history.end = time.time()
         await self._collect()
+
+    @asynccontextmanager
+    async def _watching(self) -> AsyncIterator[AsyncExitStack]:
+        """Watch every service until the block ends, or what it yields is closed."""
+        async with AsyncExitStack() as stack:
+            for watch in self.watches.values():
+                stack.push_async_callback(_cancelled, asyncio.create_task(watch.run()))
+            yield stack
 
     def _service(self, label: str) -> Service:
         mappings = [
@@ -201,7 +211,7 @@ class Run:
             self.skipped.append(f"{name}: {error}")
             return
         fault.end = time.time()
-        await self.until(lambda: self._acknowledged_since(fault.end) and self._all_running(), f"recovered from {name}")
+        await self.until(lambda: self._recovered(fault.end), f"recovered from {name}")
         for mapping, since in self._forgot_since.items():
             until = self.tap.subscribed_at[mapping] + _NOTED_SECONDS
             self.history.excuses.append(Excuse(name, "accepted", since, until, mapping))
@@ -258,6 +268,10 @@ class Run:
     def _all_running(self) -> bool:
         states = self.states()
         return len(states) == len(self.mappings) and all(each.state == "running" for each in states)
+
+    def _recovered(self, since: float) -> bool:
+        ready = all(watch.latest.ready.status == httpx.codes.OK for watch in self.watches.values())
+        return ready and self._all_running() and self._acknowledged_since(since)
 
     def _acknowledged_since(self, at: float) -> bool:
         """Whether a message that was published after this moment has been acknowledged by every mapping."""

@@ -107,7 +107,7 @@ def test_what_a_broker_lost_with_its_queue_is_excused() -> None:
 
 def test_what_was_in_a_topic_that_was_deleted_is_excused() -> None:
     history = good(fault=fault(20, 22))
-    history.excuses.append(Excuse("deleted", "acknowledged", BEGIN + 20, BEGIN + 22, MAPPINGS[0]))
+    history.excuses.append(Excuse("deleted", "in flight", BEGIN + 20, BEGIN + 22, MAPPINGS[0]))
     history.records = [
         each for each in history.records if each.mapping != MAPPINGS[0] or not 20 <= each.at - BEGIN <= 21.9
     ]
