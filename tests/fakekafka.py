@@ -77,6 +77,8 @@ class FakeKafka:
     judge: Callable[[Sent], object] = lambda _: CONFIRM
     start_error: BaseException | None = None
     start_hangs: bool = False
+    # Of the client's own tasks; once.
+    crash: KafkaError | None = None
     reachable: bool = True
     hidden: set[str] = field(default_factory=set)
     leaderless: dict[str, list[int]] = field(default_factory=dict)
@@ -159,6 +161,11 @@ class FakeProducer:
             for topic in self.watched
             if topic in self.kafka.topics and topic not in self.kafka.hidden
         }
+
+    def check(self) -> None:
+        if self.kafka.crash is not None:
+            crash, self.kafka.crash = self.kafka.crash, None
+            raise crash
 
     def partitions(self, topic: str) -> int:
         return self.known.get(topic, 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ssl
 import tempfile
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import aiokafka.errors
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import BrokerResponseError, KafkaError
+from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.errors import BrokerResponseError, KafkaConnectionError, KafkaError
 
 from server.core.failures import Failure, kafka_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from server.core.kafka_options import KafkaOptions, SslFiles
 
@@ -57,6 +59,32 @@ _register_unnamed_errors()
 
 # What aiokafka makes an error of its own of. It speaks of transactions there, which we have none of.
 _CLIENTS_OWN = {aiokafka.errors.ProducerFenced: aiokafka.errors.InvalidProducerEpoch.errno}
+
+
+def _take_closed_transports_for_lost() -> None:
+    """Make aiokafka hear of a connection that is gone as it expects to.
+
+    Between a TCP reset and the call of `connection_lost` uvloop raises RuntimeError on writing, where asyncio's own
+    transports keep silent. aiokafka expects OSError only: the task that writes would end, and with it all metadata, or
+    a batch would never be answered.
+    """
+
+    def translated(send: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(send)
+        def send_or_close(connection: AIOKafkaConnection, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return send(connection, *args, **kwargs)
+            except RuntimeError as error:
+                connection.close(reason=CloseReason.CONNECTION_BROKEN)
+                raise KafkaConnectionError(f"the connection is closed: {error}") from error
+
+        return send_or_close
+
+    for name in ("send", "_send_sasl_token"):
+        setattr(AIOKafkaConnection, name, translated(getattr(AIOKafkaConnection, name)))
+
+
+_take_closed_transports_for_lost()
 
 
 def classify(error: BaseException, *, topic: str, servers: str = "") -> Failure:
@@ -172,6 +200,16 @@ class Producer:
         async with asyncio.timeout(START_TIMEOUT_SECONDS):
             await asyncio.shield(self._producer.client.force_metadata_update())
 
+    def check(self) -> None:
+        """See that the task which keeps metadata is alive; without it nothing that moved would be found again.
+
+        Raises:
+            KafkaError: it has crashed.
+        """
+        synchronizer = self._producer.client._sync_task  # noqa: SLF001 - aiokafka watches its sender only
+        if synchronizer is not None and synchronizer.done() and not synchronizer.cancelled():
+            raise KafkaError(f"aiokafka's metadata task crashed: {synchronizer.exception()!r}")
+
     def partitions(self, topic: str) -> int:
         """How many partitions the topic has; 0 while that is not known."""
         known = self._producer.client.cluster.partitions_for_topic(topic)
@@ -209,6 +247,8 @@ class Producer:
         client._get_conn = _no_connection  # noqa: SLF001 - aiokafka has no public way to end without flushing
         producer._closed = True  # noqa: SLF001 - its finalizer would warn of a producer left open
         accumulator, sender = producer._message_accumulator, producer._sender.sender_task  # noqa: SLF001
+        if client._sync_task is not None and client._sync_task.done():  # noqa: SLF001
+            client._sync_task = None  # noqa: SLF001 - if it crashed, `close` would raise that and close nothing
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ABANDON_TIMEOUT_SECONDS):
                 await client.close()

@@ -180,6 +180,7 @@ class Sink:
     async def _serve(self, producer: Producer) -> None:
         while True:
             self._wake.clear()
+            producer.check()
             missing = self._outbox.follow(producer.partitions)
             await self._confirm()
             await self._send(producer)

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiokafka.errors import KafkaError
 
 from server.core.kafka_options import translate
 from server.kafka.producer import Cluster, Producer
@@ -101,3 +102,54 @@ async def test_nothing_is_left_running_after_abandon(own_kafka: Callable[..., Ka
         while asyncio.all_tasks() - before:
             await asyncio.sleep(0.05)
     await producer.abandon()  # once more does no harm
+
+
+async def test_a_connection_that_uvloop_has_closed_already_is_replaced(
+    kafka: KafkaCluster, kafka_topic: Callable[..., Awaitable[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a TCP reset uvloop raises RuntimeError on writing, until aiokafka hears that the connection is lost."""
+    topic = await kafka_topic("reset", partitions=1)
+    producer = await _producer(kafka, topic)
+
+    def closed(_: bytes) -> None:
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    try:
+        await (await _send(producer, topic, 0, b"before"))
+        for connection in _connections(producer):
+            monkeypatch.setattr(connection._writer, "write", closed)
+        asked = producer.ask_for_metadata()
+        sent = await _send(producer, topic, 0, b"after")
+        async with asyncio.timeout(10):
+            await asyncio.gather(asked, sent)
+        producer.check()
+    finally:
+        await producer.abandon()
+    assert [record.value for record in await kafka.read_all(topic)] == [b"before", b"after"]
+
+
+async def test_a_client_whose_own_task_has_crashed_is_noticed_and_still_ends(
+    kafka: KafkaCluster, kafka_topic: Callable[..., Awaitable[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = await kafka_topic("crashed", partitions=1)
+    producer = await _producer(kafka, topic)
+    await (await _send(producer, topic, 0, b"before"))
+    client = producer._producer.client
+
+    async def crash(*_: object) -> bool:
+        raise ValueError("a bug in aiokafka")
+
+    monkeypatch.setattr(client, "_metadata_update", crash)
+    producer.check()
+    producer.ask_for_metadata()
+    await asyncio.wait([client._sync_task], timeout=5)
+    with pytest.raises(KafkaError, match="a bug in aiokafka"):
+        producer.check()
+    connections = _connections(producer)
+    await producer.abandon()
+    assert connections
+    assert not any(connection.connected() for connection in connections)
+
+
+def _connections(producer: Producer) -> list[Any]:
+    return list(producer._producer.client._conns.values())

@@ -342,6 +342,20 @@ async def test_a_producer_that_takes_no_batch_is_replaced(kafka: FakeKafka, monk
 
 
 @in_virtual_time
+async def test_a_producer_whose_client_crashed_is_replaced_and_what_it_had_sent_again(kafka: FakeKafka) -> None:
+    kafka.judge = lambda _: STALL
+    async with writing(kafka) as desk:
+        desk.add(b"1")
+        await until(lambda: kafka.sent)
+        kafka.judge = lambda _: CONFIRM
+        kafka.crash = KafkaError("aiokafka's metadata task crashed")
+        await desk.sink.drained()
+        assert kafka.values() == [b"1"]
+        assert "kafka_unavailable" in desk.books.told
+        assert len(kafka.producers) == 2
+
+
+@in_virtual_time
 async def test_a_cancelled_answer_is_a_failure_and_not_the_end_of_the_sink(kafka: FakeKafka) -> None:
     kafka.judge = lambda _: STALL
     async with writing(kafka) as desk:
