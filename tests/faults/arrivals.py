@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _SHOWN = 3
 # LogAppendTime is in whole milliseconds, rounded down.
 _ROUNDING = 0.001
+# So long the service may go on writing to a connection that is gone, without having heard of it.
+_UNHEARD_SECONDS = 0.5
 
 
 def check_arrivals(history: History, wire: WireLog) -> Iterator[Violation]:
@@ -129,12 +131,12 @@ class _Arrivals:
         return allowed
 
     def _not_attached(self, fault: Fault, following: float, extras: list[Stored]) -> Iterator[Violation]:
-        """What Kafka did not have when the connection ended was never acknowledged, so its redelivery attaches."""
+        """What Kafka had only after the connection was gone was never acknowledged, so its redelivery attaches."""
         waited = {
             exchange.delivery.message
             for ended in self.wire.ended_between(self.mapping, fault, following)
             for exchange in self.wire.left_by(ended)
-            if (copies := self.copies.get(exchange.delivery.message)) and copies[0].at > ended.at
+            if (copies := self.copies.get(exchange.delivery.message)) and copies[0].at > ended.at + _UNHEARD_SECONDS
         }
         wrong = [extra for extra in extras if extra.id in waited]
         if wrong:

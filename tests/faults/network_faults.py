@@ -49,6 +49,16 @@ def reset(side: Callable[[Run], list[Proxy]]) -> Callable[[Run, Case], Awaitable
     return torn
 
 
+async def reset_while_kafka_is_late(run: Run, case: Case) -> None:
+    """The MQTT connections are reset while messages wait for Kafka: nothing of these may be produced again."""
+    for proxy in kafka_side(run):
+        proxy.change(latency=0.5)
+    await asyncio.sleep(1.5)  # what follows has to find the network like this
+    await reset(mqtt_side)(run, case)
+    for proxy in kafka_side(run):
+        proxy.change()
+
+
 def half_open(side: Callable[[Run], list[Proxy]]) -> Callable[[Run, Case], Awaitable[None]]:
     """One end of every connection is gone and the other does not know; new ones are fine.
 

@@ -229,7 +229,7 @@ def test_a_redelivery_that_should_have_been_attached_is_found() -> None:
     # Kafka confirms it only after the connection has broken, so no acknowledgement can have been written.
     moved = next(each for each in history.records if each.mapping == MAPPINGS[0] and each.id == ("load/4", 39))
     history.records.remove(moved)
-    history.records.append(replace(moved, at=BEGIN + 20.01))
+    history.records.append(replace(moved, at=BEGIN + 20.6))
     assert found(history) == []
     write(history, 199, MAPPINGS[0], at=BEGIN + 22.5)
     assert "instead of being attached: load/4 #39" in the_only(history, 3)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tests.faults.history import Ack, Delivery, Ended
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from tests.faults.history import Fault, MessageId, WireEvent
 
@@ -20,12 +20,13 @@ _KINDS = {1: "PUBACK", 2: "PUBREC"}
 
 @dataclass(slots=True)
 class Exchange:
-    """A PUBLISH and its acknowledgement, if it got one on its connection.
+    """A PUBLISH, the `number`th of all, and its acknowledgement, if it got one on its connection.
 
     `overtook` says that an earlier PUBLISH of the same QoS was not acknowledged yet.
     """
 
     delivery: Delivery
+    number: int
     ack: Ack | None = None
     overtook: bool = False
 
@@ -44,27 +45,24 @@ class WireLog:
         """Match what was recorded. A stray comes with the PUBLISH of an earlier connection that it would answer."""
         log = cls()
         waiting: dict[int, dict[tuple[str, int], Exchange]] = defaultdict(dict)
-        earlier: dict[tuple[str, str, int], Exchange] = {}
         for event in events:
             match event:
                 case Delivery():
-                    exchange = Exchange(event)
+                    exchange = Exchange(event, len(log.exchanges))
                     log.exchanges.append(exchange)
                     log.by_connection[event.connection].append(exchange)
                     waiting[event.connection][_KINDS[event.qos], event.packet_id] = exchange
                 case Ack():
-                    open_ones = waiting[event.connection]
-                    found = open_ones.get((event.kind, event.packet_id))
+                    # Also after the end: the service may write what it has until it hears of that.
+                    found = waiting[event.connection].pop((event.kind, event.packet_id), None)
                     if found is None:
-                        log.strays.append((event, earlier.get((event.mapping, event.kind, event.packet_id))))
+                        log.strays.append((event, _elsewhere(waiting, event)))
                         continue
-                    first = next(each for (kind, _), each in open_ones.items() if kind == event.kind)
-                    found.ack, found.overtook = event, first is not found
-                    del open_ones[event.kind, event.packet_id]
+                    found.ack = event
+                    left = (each for (kind, _), each in waiting[event.connection].items() if kind == event.kind)
+                    found.overtook = next(left, found).number < found.number
                 case Ended():
                     log.ended.append(event)
-                    for (kind, packet_id), exchange in waiting.pop(event.connection, {}).items():
-                        earlier[event.mapping, kind, packet_id] = exchange
         return log
 
     def ended_between(self, mapping: str, fault: Fault, following: float) -> list[Ended]:
@@ -102,3 +100,12 @@ class WireLog:
             if each.delivery.mapping == mapping:
                 first.setdefault(each.delivery.message, each.delivery.at)
         return first
+
+
+def _elsewhere(waiting: Mapping[int, Mapping[tuple[str, int], Exchange]], ack: Ack) -> Exchange | None:
+    """What this acknowledgement would answer on another connection of its mapping."""
+    for exchanges in waiting.values():
+        found = exchanges.get((ack.kind, ack.packet_id))
+        if found is not None and found.delivery.mapping == ack.mapping:
+            return found
+    return None
