@@ -16,6 +16,7 @@ from tests.faults.network_faults import (
     mqtt_side,
     partition,
     reset,
+    reset_while_kafka_is_late,
     slow,
 )
 
