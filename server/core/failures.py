@@ -86,6 +86,12 @@ def kafka_failure(code: int | None, name: str, text: str, *, topic: str, servers
     )
 
 
+def partition_gone(partition: int, *, topic: str) -> Failure:
+    """A batch is on its way to a partition that the topic does not have any more."""
+    detail = f"partition {partition} of {topic!r} is gone: the topic was created again with fewer partitions"
+    return Failure(Kind.RETRY, Reason("kafka_partition_gone", detail))
+
+
 def _client_reason(name: str, text: str, servers: str) -> Reason:
     if name in _CLIENT:
         reason, explanation = _CLIENT[name]

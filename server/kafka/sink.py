@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from aiokafka.errors import KafkaError
 
 from server.core.backoff import Backoff
-from server.core.failures import Kind
+from server.core.failures import Kind, partition_gone
 from server.core.lifecycle import Reason
 from server.core.mapping import OnPoison
 from server.core.record import size_of
@@ -244,10 +244,18 @@ class Sink:
     # --- confirmations ----------------------------------------------------------------------------------------------
 
     async def _confirm(self) -> None:
-        failed = self._take_answers()
+        failed = self._take_answers() or self._stranded()
         if failed is not None:
             await self._last_answers()
             raise failed
+
+    def _stranded(self) -> _BatchFailedError | None:
+        """A batch for a partition that is gone, if there is one: aiokafka would try it again for 40 s."""
+        for flight in self._flights:
+            lane = flight.lane
+            if 0 < self._outbox.topics[lane.topic].visible <= lane.partition:
+                return _BatchFailedError(flight, partition_gone(lane.partition, topic=lane.topic))
+        return None
 
     async def _last_answers(self) -> None:
         """Give what is on its way a bounded time to be confirmed, so that it is not repeated; nothing more is sent."""

@@ -678,6 +678,26 @@ async def test_a_topic_created_again_with_fewer_partitions_gets_everything_in_or
         assert all(arrival.open_parts == 0 for arrival in desk.arrivals)
 
 
+@in_virtual_time
+async def test_a_batch_for_a_partition_that_is_gone_does_not_wait_for_aiokafka_to_give_it_up(kafka: FakeKafka) -> None:
+    kafka.topics["k"] = 8
+    kafka.judge = lambda _: STALL  # aiokafka tries again and again, for 40 s
+    async with writing(kafka) as desk:
+        for number in range(30):
+            desk.add(b"%d" % number, topic=f"t{number % 5}")
+        await until(lambda: kafka.sent)
+        assert max(sent.partition for sent in kafka.sent) >= 2
+        kafka.judge = lambda _: CONFIRM
+        kafka.producers[0].known["k"] = kafka.topics["k"] = 2
+        began = now()
+        await desk.sink.drained()
+        assert now() - began < 5
+        assert "kafka_partition_gone" in desk.books.told
+        desk.check()
+        written = [value for at in range(2) for value in kafka.values("k", at)]
+        assert sorted(written, key=int) == [b"%d" % number for number in range(30)]
+
+
 # --- whatever happens -------------------------------------------------------------------------------------------------
 
 _VERDICT = st.sampled_from([CONFIRM] * 5 + [STALL, LOSE_ANSWER, 7, 9999, 47, KafkaError("x"), 10])
