@@ -11,7 +11,7 @@ SETUP := .venv/.setup-done
 KAFKA := .cache/kafka/.fetched
 TEST_TOOLS := .cache/.test-tools-found
 
-.PHONY: help setup test lint format demo bench kafka test-tools clean distclean
+.PHONY: help setup test lint format demo bench chaos kafka test-tools clean distclean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -40,6 +40,9 @@ demo: setup ## The service with brokers and devices of its own, nothing to insta
 
 bench: setup test-tools kafka ## Measure throughput and latency against real brokers
 	$(BIN)/python loadtest/bench.py $(ARGS)
+
+chaos: setup test-tools kafka ## The long fault programme, about 3 hours, resumable: ARGS="--seed 1 --filter Kafka --hours 1 --report"
+	$(BIN)/python -m tests.faults $(ARGS)
 
 test-tools: $(TEST_TOOLS) # Mosquitto, Java and Maven, from apt where that is possible
 

@@ -219,6 +219,10 @@ class History:
         """The latest fault that had begun by then."""
         return max((each for each in self.faults if each.begin <= at), key=lambda each: each.begin, default=None)
 
+    def since(self, at: float) -> float:
+        """A moment, in seconds since the run began."""
+        return round(at - self.begin, 2)
+
     def clock(self, at: float) -> str:
         """A moment, as seconds since the run began."""
         return f"{at - self.begin:.2f} s"

@@ -110,6 +110,8 @@ class Run:
             services={label: tuple(f"{label}/{qos}" for qos in REPLICAS) for label in PROTOCOLS},
             memory_limit=MEMORY_BESIDE_BUFFERS + len(REPLICAS) * BUFFER_BYTES,
         )
+        self.history.publications = self.load.publications
+        self.history.wire = self.tap.events
         self.incarnations: dict[str, int] = {}
         self._keep_alive = keep_alive
         self._forgot_since: dict[str, float] = {}
@@ -297,8 +299,6 @@ class Run:
         self.incarnations[mapping] = self.incarnations.get(mapping, 0) + 1
 
     async def _collect(self) -> None:
-        self.history.publications = self.load.publications
-        self.history.wire = self.tap.events
         for mapping in self.mappings:
             await self._read(mapping)
             await self.kafka.delete_topic(self.topic(mapping))
