@@ -1,9 +1,10 @@
-"""aiokafka retries in silence and only logs: keep its latest complaint for the status, and the log quiet."""
+"""aiokafka retries in silence and only logs: keep each producer's latest complaint, and the log quiet."""
 
 from __future__ import annotations
 
 import logging
 import time
+from contextvars import ContextVar
 
 from aiokafka.errors import BrokerResponseError
 
@@ -13,44 +14,77 @@ _FRESH_SECONDS = 10.0
 _REFUSED = "Got error produce response on topic-partition"
 
 
+class Complaints:
+    """What one producer complains of. Once it is `over`, its last words are our own doing: they go nowhere."""
+
+    def __init__(self) -> None:
+        self.over = False
+        self._latest: tuple[float, str, int | None] | None = None
+        self._refusals: dict[str, tuple[float, type[BrokerResponseError]]] = {}
+
+    def note(self, record: logging.LogRecord, now: float) -> None:
+        """Remember the complaint."""
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        error = arguments[-1] if arguments else None
+        code = error.errno if isinstance(error, BrokerResponseError) else None
+        text = record.getMessage()
+        if isinstance(error, Exception) and not str(error):
+            text = f"{text.rstrip()} {type(error).__name__}"
+        self._latest = (now, text, code)
+        if str(record.msg).startswith(_REFUSED) and isinstance(error, type) and issubclass(error, BrokerResponseError):
+            self._refusals[getattr(arguments[0], "topic", "")] = (now, error)
+
+    def latest(self) -> str | None:
+        """What it complained of within the last seconds."""
+        return self._latest[1] if self._latest and _fresh(self._latest[0]) else None
+
+    def code(self) -> int | None:
+        """Kafka's error code behind the latest complaint, if there is one."""
+        return self._latest[2] if self._latest and _fresh(self._latest[0]) else None
+
+    def refusal(self, topic: str) -> type[BrokerResponseError] | None:
+        """The error by which Kafka refused a batch for this topic within the last seconds; aiokafka tries it again."""
+        at, error = self._refusals.get(topic, (0.0, None))
+        return error if _fresh(at) else None
+
+
+def _fresh(at: float) -> bool:
+    return time.monotonic() - at <= _FRESH_SECONDS
+
+
+# The tasks aiokafka starts inherit it from the task that started the producer, and so it tells whose words these are.
+_COMPLAINTS: ContextVar[Complaints | None] = ContextVar("complaints", default=None)
+
+
+def listen() -> Complaints:
+    """Listen to what is started by this task from now on."""
+    complaints = Complaints()
+    _COMPLAINTS.set(complaints)
+    return complaints
+
+
 class ErrorLog(logging.Filter):
-    """Swallows aiokafka's repeated warnings, remembers the latest, and lets each text through once a minute."""
+    """Hands aiokafka's warnings to who listens, swallows repeated ones, and lets each text through once a minute."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._latest: tuple[float, str] | None = None
-        self._refusals: dict[str, tuple[float, type[BrokerResponseError]]] = {}
         self._shown: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the record goes on to the log."""
         if record.levelno < logging.WARNING:
             return True
-        now, text = time.monotonic(), record.getMessage()
-        self._latest = (now, text)
-        self._note_refusal(now, record)
+        complaints, now = _COMPLAINTS.get(), time.monotonic()
+        if complaints is not None:
+            if complaints.over:
+                return False
+            complaints.note(record, now)
+        text = record.getMessage()
         self._shown = {known: at for known, at in self._shown.items() if now - at < _KEEP_SECONDS}
         if text in self._shown:
             return False
         self._shown[text] = now
         return True
-
-    def latest(self) -> str | None:
-        """What aiokafka complained of within the last seconds."""
-        if self._latest is None or time.monotonic() - self._latest[0] > _FRESH_SECONDS:
-            return None
-        return self._latest[1]
-
-    def refusal(self, topic: str) -> type[BrokerResponseError] | None:
-        """The error by which Kafka refused a batch for this topic within the last seconds; aiokafka tries it again."""
-        at, error = self._refusals.get(topic, (0.0, None))
-        return None if error is None or time.monotonic() - at > _FRESH_SECONDS else error
-
-    def _note_refusal(self, now: float, record: logging.LogRecord) -> None:
-        if str(record.msg).startswith(_REFUSED) and isinstance(record.args, tuple):
-            partition, error = record.args
-            if isinstance(error, type) and issubclass(error, BrokerResponseError):  # else Kafka's own words
-                self._refusals[getattr(partition, "topic", "")] = (now, error)
 
     def install(self) -> None:
         """Listen to aiokafka's loggers. A logger's filter sees only its own records, hence one for each."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import ssl
-import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +17,14 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import BrokerResponseError, KafkaConnectionError, KafkaError
 
-from server.core.failures import Failure, kafka_failure
+from server.core.failures import Failure, Kind, kafka_failure
+from server.core.lifecycle import Reason
+from server.kafka.tls import ConfigurationError, ssl_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from server.core.kafka_options import KafkaOptions, SslFiles
+    from server.core.kafka_options import KafkaOptions
 
 DEFAULT_LINGER_SECONDS = 0.004
 START_TIMEOUT_SECONDS = 10.0
@@ -89,43 +89,10 @@ _take_closed_transports_for_lost()
 
 def classify(error: BaseException, *, topic: str, servers: str = "") -> Failure:
     """What a failed batch or a failed start means."""
+    if isinstance(error, ConfigurationError):
+        return Failure(Kind.RETRY, Reason("kafka_configuration", str(error)))
     code = error.errno if isinstance(error, BrokerResponseError) else _CLIENTS_OWN.get(type(error))
     return kafka_failure(code, type(error).__name__, str(error), topic=topic, servers=servers)
-
-
-def ssl_context(files: SslFiles) -> ssl.SSLContext:
-    """The SSL context for these PEM files.
-
-    Raises:
-        OSError: a file can't be read.
-        ssl.SSLError: its content is not what it should be.
-    """
-    context = ssl.create_default_context(cafile=files.ca_location, cadata=files.ca_pem)
-    context.check_hostname = files.check_hostname and files.verify
-    if not files.verify:
-        context.verify_mode = ssl.CERT_NONE
-    with contextlib.ExitStack() as stack:
-        certificate = files.certificate_location or _as_file(files.certificate_pem, stack)
-        key = files.key_location or _as_file(files.key_pem, stack)
-        if certificate:
-            # Never None: OpenSSL would ask the terminal for the password of a key that has one.
-            context.load_cert_chain(certificate, key, files.key_password or "")
-    if files.ciphers:
-        context.set_ciphers(files.ciphers)
-    if files.crl_location:
-        context.load_verify_locations(files.crl_location)
-        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
-    return context
-
-
-def _as_file(pem: str | None, stack: contextlib.ExitStack) -> str | None:
-    """A file with this text, for ssl takes a certificate in no other way; it goes with the stack."""
-    if pem is None:
-        return None
-    file = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".pem"))  # noqa: SIM115 - the stack ends it
-    file.write(pem)
-    file.flush()
-    return file.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,15 +135,21 @@ class Producer:
         """Start a producer; idempotence has its producer id when this returns.
 
         Raises:
+            ConfigurationError: no producer can be made of what the configuration says.
             KafkaError: Kafka can't be reached, or refuses us.
             TimeoutError: no answer within START_TIMEOUT_SECONDS.
         """
-        producer = cls(AIOKafkaProducer(**cluster.arguments(max_batch_size=max_batch_size)))
+        arguments = cluster.arguments(max_batch_size=max_batch_size)
+        producer: Producer | None = None
         try:
+            producer = cls(AIOKafkaProducer(**arguments))
             async with asyncio.timeout(START_TIMEOUT_SECONDS):
                 await producer._producer.start()
-        except BaseException:
-            await producer.abandon()
+        except BaseException as error:
+            if producer is not None:
+                await producer.abandon()
+            if isinstance(error, AssertionError | TypeError | ValueError):
+                raise ConfigurationError(f"aiokafka refuses kafka.config: {error}") from error
             raise
         return producer
 

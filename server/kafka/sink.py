@@ -26,6 +26,7 @@ from server.kafka.lanes import build
 from server.kafka.outbox import Outbox
 from server.kafka.partitioners import partitioner
 from server.kafka.producer import Producer, classify
+from server.kafka.tls import ConfigurationError
 from server.kafka.watch import Watch
 from server.tasks import to_the_end
 
@@ -141,13 +142,14 @@ class Sink:
             producer: Producer | None = None
             failed: _BatchFailedError | None = None
             try:
-                producer = await Producer.start(self._cluster, max_batch_size=self._batch_bytes)
-                await producer.fetch_metadata(self._outbox.topics)
+                with self._watch.starting():
+                    producer = await Producer.start(self._cluster, max_batch_size=self._batch_bytes)
+                    await producer.fetch_metadata(self._outbox.topics)
                 self._watch.started()
                 await self._serve(producer)
             except _BatchFailedError as error:
                 failed = error
-            except (KafkaError, OSError) as error:  # TimeoutError is an OSError
+            except (ConfigurationError, KafkaError, OSError) as error:  # TimeoutError is an OSError
                 self._watch.not_started(error, self._outbox.main.name)
             finally:
                 await self._abandon(producer)
@@ -156,6 +158,7 @@ class Sink:
 
     async def _abandon(self, producer: Producer | None) -> None:
         """End the producer and take back what it had not confirmed."""
+        self._watch.ending()
         try:
             if producer is not None:
                 await to_the_end(producer.abandon())

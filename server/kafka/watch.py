@@ -5,7 +5,9 @@ aiokafka retries what it calls retriable for ever, in silence, so the sink has t
 
 from __future__ import annotations
 
+import asyncio
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from aiokafka.errors import for_code
@@ -13,12 +15,11 @@ from aiokafka.errors import for_code
 from server.core.failures import kafka_failure
 from server.core.lifecycle import Reason
 from server.kafka.condition import Cause, Condition
-from server.kafka.errorlog import ERROR_LOG
+from server.kafka.errorlog import Complaints, listen
 from server.kafka.producer import classify
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
     from server.kafka.lanes import Flight
     from server.kafka.producer import Producer
@@ -35,15 +36,39 @@ class Watch:
 
     def __init__(self, servers: str, report: Callable[[Reason | None], None]) -> None:
         self._servers = servers
+        self._complaints = Complaints()
         self._condition = Condition(report)
         self._metadata: asyncio.Future[bool] | None = None
         self._metadata_asked = 0.0
 
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """A producer is started here: listen to it, and say if it takes long."""
+        self._complaints = listen()
+        slow = asyncio.get_running_loop().call_later(STALL_SECONDS, self._slow_to_start)
+        try:
+            yield
+        finally:
+            slow.cancel()
+
+    def _slow_to_start(self) -> None:
+        if not self._condition.has(Cause.START):
+            silence = f"no answer from {self._servers} for more than {STALL_SECONDS:g} s"
+            self._condition.note(Cause.START, self._with_log(Reason("kafka_stalled", silence)))
+            self._condition.tell()
+
     def not_started(self, error: BaseException, topic: str) -> None:
         """No producer could be started."""
-        reason = classify(error, topic=topic, servers=self._servers).reason
-        self._condition.note(Cause.START, _with_log(reason))
+        failure = classify(error, topic=topic, servers=self._servers)
+        code = self._complaints.code()
+        if code is not None:  # aiokafka says only that it could not connect, whatever Kafka's reason was
+            failure = kafka_failure(code, for_code(code).__name__, "", topic=topic, servers=self._servers)
+        self._condition.note(Cause.START, self._with_log(failure.reason))
         self._condition.tell()
+
+    def ending(self) -> None:
+        """The producer is ended: what it complains of now is our own doing."""
+        self._complaints.over = True
 
     def started(self) -> None:
         """A producer was started, and has its metadata."""
@@ -83,7 +108,7 @@ class Watch:
             self._condition.note(Cause.REACH, None)
         if silent:
             unreachable = Reason("kafka_unreachable", f"no metadata from {self._servers}")
-            self._condition.note(Cause.REACH, _with_log(unreachable))
+            self._condition.note(Cause.REACH, self._with_log(unreachable))
         seconds = _METADATA_SECONDS if soon or self._condition.has(Cause.REACH) else _IDLE_METADATA_SECONDS
         if self._metadata is None and idle and now - self._metadata_asked > seconds:
             self._metadata, self._metadata_asked = producer.ask_for_metadata(), now
@@ -96,16 +121,15 @@ class Watch:
             if leaderless := producer.leaderless(topic):
                 reason = _named(_NO_LEADER, topic)
                 return Reason(reason.code, f"{reason.detail}; partitions {leaderless}")
-            if refusal := ERROR_LOG.refusal(topic):
+            if refusal := self._complaints.refusal(topic):
                 return _named(refusal.errno, topic)
         silence = f"no answer from {self._servers} for more than {STALL_SECONDS:g} s"
-        return _with_log(Reason("kafka_stalled", silence))
+        return self._with_log(Reason("kafka_stalled", silence))
 
-
-def _with_log(reason: Reason) -> Reason:
-    """The reason, with what aiokafka only logged."""
-    said = ERROR_LOG.latest()
-    return Reason(reason.code, f"{reason.detail}; aiokafka says: {said}") if said else reason
+    def _with_log(self, reason: Reason) -> Reason:
+        """The reason, with what aiokafka only logged."""
+        said = self._complaints.latest()
+        return Reason(reason.code, f"{reason.detail}; aiokafka says: {said}") if said else reason
 
 
 def _named(code: int, topic: str) -> Reason:

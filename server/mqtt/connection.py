@@ -294,9 +294,14 @@ class BaseConnection(ABC):
         A takeover by another client may look like that: over 3.1.1 always, and Mosquitto 2.0 says nothing over 5.
         """
         by_broker = error is None or isinstance(error, ConnectionResetError | BrokenPipeError)
-        hint = ", perhaps because another client uses the client id" if by_broker and self._granted else ""
+        unexplained = by_broker and self._granted is not None
+        hint = ", perhaps because another client uses the client id" if unexplained else ""
         what = f"the connection to {self._request.broker.address} was lost: {error or 'closed by the broker'}{hint}"
-        return Ended(Reason("mqtt_connection_lost", what), silent=error is None and not self._heard)
+        return Ended(
+            Reason("mqtt_connection_lost", what),
+            silent=error is None and not self._heard,
+            unexplained=unexplained,
+        )
 
     def closed(self, ended: Ended) -> None:
         """The socket is gone; tell everyone who waits."""

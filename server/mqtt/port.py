@@ -52,7 +52,8 @@ class Ended:
     """Why a connection ended, or never came to be.
 
     `malformed` holds the first bytes of a packet that can't be decoded. `version_refused` says the broker does not
-    speak this protocol version; `silent` that it closed before it sent a byte.
+    speak this protocol version; `silent` that it closed before it sent a byte; `unexplained` that it closed an
+    established connection without a word.
     """
 
     reason: Reason
@@ -60,6 +61,7 @@ class Ended:
     malformed: bytes | None = None
     version_refused: bool = False
     silent: bool = False
+    unexplained: bool = False
 
 
 class ConnectionEndedError(Exception):

@@ -224,21 +224,27 @@ class Forwarder:
         self._observe(reason)
 
     def _observe(self, news: Reason | None) -> None:
+        if self.state is State.DRAINING:
+            self.reason = self._trouble  # what keeps it from ending
         if self.state not in {State.STARTING, State.RUNNING, State.RETRYING}:
             return
         if news is not None and (self.last_error is None or self.last_error.reason != news):
             self.last_error = Trouble(datetime.now(UTC), news)
-        reason = _together(self._kafka_reason, self._mqtt_reason)
+        reason = self._trouble
         if reason is not None:
             if self.state is not State.RETRYING or reason != self.reason:
                 self._signal(Signal.TROUBLE, reason)
         elif self._mqtt_ready and self._kafka_ready and self.state is not State.RUNNING:
             self._signal(Signal.READY)
 
+    @property
+    def _trouble(self) -> Reason | None:
+        return _together(self._kafka_reason, self._mqtt_reason)
+
     def _signal(self, signal: Signal, reason: Reason | None = None) -> None:
         before = self.state
         self.state = next_state(before, signal)
-        self.reason = reason
+        self.reason = self._trouble if self.state is State.DRAINING else reason
         if self.state is not before:
             self.since = datetime.now(UTC)
         if self.state is State.RUNNING:
@@ -247,7 +253,7 @@ class Forwarder:
             self._not_running_since = time.monotonic()
         if reason is not None:
             self.last_error = Trouble(datetime.now(UTC), reason)
-        log = _log.warning if self.state in {State.RETRYING, State.FAILED} else _log.info
+        log = {State.RETRYING: _log.warning, State.FAILED: _log.error}.get(self.state, _log.info)
         detail = {"reason": reason.code, "detail": reason.detail} if reason else {}
         log("mapping_" + self.state.value, mapping=self.name, **detail)
 
@@ -268,6 +274,12 @@ class Forwarder:
         """Whether the MQTT connection is there."""
         connection = self._session.connection if self._session else None
         return connection is not None and connection.is_open
+
+    def _owed_warnings(self) -> list[str]:
+        owed = self.intake.owed
+        if not owed:
+            return []
+        return [f"{owed} messages were received before it stopped and are not in Kafka: the broker sends them again"]
 
     def status(self, stored: StoredMapping, base_client_id: str) -> MappingStatus:
         """The status of this mapping."""
@@ -307,7 +319,7 @@ class Forwarder:
             rates=RatesStatus(received_per_second=received, delivered_per_second=delivered),
             last_message_at=datetime.fromtimestamp(at, UTC) if at is not None else None,
             last_error=LastError(at=last.at, reason=last.reason.code, detail=last.reason.detail) if last else None,
-            warnings=session.warnings if session else [],
+            warnings=[*self._owed_warnings(), *(session.warnings if session else [])],
         )
 
 

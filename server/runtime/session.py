@@ -7,6 +7,7 @@ session is forgotten (design.md, 2).
 from __future__ import annotations
 
 import asyncio
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,7 +22,7 @@ from server.mqtt.negotiate import Negotiation
 from server.mqtt.port import ConnectionEndedError, Ended, SessionRequest, SubscriptionRefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from server.core.connections import MqttConnection
     from server.core.mapping import Mapping as MappingSpec
@@ -37,6 +38,10 @@ SAME_MALFORMED_PACKETS = 5
 # Half of all packet ids: Mosquitto 2.0.11 sends more than it may at QoS 2 and takes the next id without looking
 # whether it is in use, so with all of them in flight it gives one id to two messages.
 MOST_AT_QOS_2 = 32_767
+STALL_SECONDS = 3.0
+# So many connections in a row that the broker closes this soon and without a word look like a takeover.
+SHORT_CONNECTIONS = 3
+SHORT_CONNECTION_SECONDS = 30.0
 _QUIET_SECONDS = 3.0
 _QOS_2 = 2
 _LEFT = Ended(Reason("mqtt_left", "left by this side"))
@@ -100,6 +105,7 @@ class MqttSession:
         self._events = events
         self._backoff = Backoff(random)
         self._malformed: tuple[bytes, int] = (b"", 0)
+        self._short = 0
         self._was_connected = False
         self.client_id = spec.client_id(broker.connection.client_id)
         self.connection: Connection | None = None
@@ -156,6 +162,7 @@ class MqttSession:
             SessionStoppedError: only an operator can mend it.
         """
         while True:
+            began = asyncio.get_running_loop().time()
             try:
                 await self._retire_former_sessions()
                 ended = await self._connected_once()
@@ -164,6 +171,7 @@ class MqttSession:
             except SubscriptionRefusedError as error:
                 await self.leave()
                 ended = Ended(error.reason)
+            ended = self._suspected(ended, asyncio.get_running_loop().time() - began)
             self._lost(ended)
             at_once = self._negotiation(self.client_id).refused(ended)
             self._check_malformed(ended)
@@ -171,17 +179,46 @@ class MqttSession:
             if not at_once:
                 await asyncio.sleep(self._backoff.after_takeover() if ended.takeover else self._backoff.next_delay())
 
+    def _suspected(self, ended: Ended, seconds: float) -> Ended:
+        """A takeover, if brokers that say nothing of it close again and again soon after connecting.
+
+        Two clients with one id kick each other for ever, and Mosquitto 2.0 just closes the older connection.
+        """
+        self._short = self._short + 1 if ended.unexplained and seconds < SHORT_CONNECTION_SECONDS else 0
+        if self._short < SHORT_CONNECTIONS:
+            return ended
+        return Ended(
+            Reason(
+                "mqtt_takeover",
+                f"the broker closed {self._short} connections in a row within {SHORT_CONNECTION_SECONDS:g} s without a "
+                f"word, so another client seems to use the client id {self.client_id!r}; give each an id of its own",
+            ),
+            takeover=True,
+        )
+
     async def _connected_once(self) -> Ended:
         row = self._row(self.client_id)
-        connection = await self._connect(row, self._receive_maximum)
-        if self._was_connected:
-            self._tally.reconnects += 1
-        self._was_connected = True
-        await self._subscribe(connection, row)
+        with self._told_if_slow():
+            connection = await self._connect(row, self._receive_maximum)
+            if self._was_connected:
+                self._tally.reconnects += 1
+            self._was_connected = True
+            await self._subscribe(connection, row)
         self._backoff.reset()
         self._events.mqtt_trouble(None)
         # Shielded: this task is cancelled to leave the connection, and what leaves it still asks whether it has ended.
         return await asyncio.shield(connection.ended)
+
+    @contextmanager
+    def _told_if_slow(self) -> Iterator[None]:
+        """Give a reason if the broker does not answer in time."""
+        silence = f"no answer from {self._broker.connection.address} for more than {STALL_SECONDS:g} s"
+        reason = Reason("mqtt_stalled", silence)
+        slow = asyncio.get_running_loop().call_later(STALL_SECONDS, self._events.mqtt_trouble, reason)
+        try:
+            yield
+        finally:
+            slow.cancel()
 
     def _row(self, client_id: str) -> Session:
         return self._ledger.session(client_id) or Session(client_id, self._spec.name)
@@ -306,29 +343,40 @@ class MqttSession:
     async def _retire_former_sessions(self) -> None:
         """Bring what the broker queued under former client ids to Kafka, and end those sessions (design.md, 2).
 
-        The new session is subscribed first, so that nothing falls between the two.
+        The new session is subscribed first, so that nothing falls between the two; what is published in between comes
+        from both. Then all former ones are unsubscribed before the first is drained, which takes a while.
         """
         former = [row for row in self._ledger.of_mapping(self._spec.name) if row.client_id != self.client_id]
         if not former:
             return
+        listed = ", ".join(repr(row.client_id) for row in former)
+        self._events.mqtt_trouble(
+            Reason("mqtt_former_session", f"bringing in what is queued under the former client id {listed}")
+        )
         if self.client_id:
             row = self._row(self.client_id)
             connection = await self._connect(row, 1, reading=False)
             await self._subscribe(connection, row)
             await self.leave()
+        for row in former[1:]:
+            await self._unsubscribe_all(await self._connect(row, 1, reading=False), row)
+            await self.leave()
         for row in former:
-            await self._drain_former(row)
+            await self._drain_former(self._row(row.client_id))
             await end_session(self._broker, row, self._negotiation(row.client_id).choice)
             await self._ledger.forget(row.client_id)
             self._memory.unreleased.pop(row.client_id, None)
             self._memory.negotiations.pop(row.client_id, None)
             _log.info("former_session_ended", mapping=self._spec.name, client_id=row.client_id)
 
-    async def _drain_former(self, row: Session) -> None:
-        connection = await self._connect(row, self._receive_maximum)
+    async def _unsubscribe_all(self, connection: Connection, row: Session) -> None:
         if row.subscriptions:
             await connection.unsubscribe([each.topic_filter for each in row.subscriptions])
             await self._ledger.save(replace(row, subscriptions=()))
+
+    async def _drain_former(self, row: Session) -> None:
+        connection = await self._connect(row, self._receive_maximum)
+        await self._unsubscribe_all(connection, row)
         reads = -1
         while reads != self._intake.reads or not self._intake.window.is_empty or connection.withheld:
             reads = self._intake.reads

@@ -13,7 +13,7 @@ from tests import librdkafka
 from tests.brokers import KafkaCluster
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _PRODUCE = 0
 _PRODUCER = 0  # RD_KAFKA_PRODUCER
@@ -75,9 +75,17 @@ class MockKafka(KafkaCluster):
         self._library.rd_kafka_mock_cluster_destroy(self._cluster)
         self._library.rd_kafka_destroy(self._client)
 
-    async def create_topic(self, name: str, partitions: int = 1, config: Mapping[str, str] | None = None) -> str:
+    async def create_topic(
+        self,
+        name: str,
+        partitions: int = 1,
+        config: Mapping[str, str] | None = None,
+        *,
+        replicas: Sequence[Sequence[int]] | None = None,
+    ) -> str:
         """Create a topic; the mock cluster has no settings for it."""
         assert not config
+        assert not replicas
         code = self._library.rd_kafka_mock_topic_create(self._cluster, name.encode(), partitions, 1)
         assert not code, f"error {code}"
         return name

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.errors import NotEnoughReplicasError
+from aiokafka.errors import NotEnoughReplicasError, SaslAuthenticationFailed
 
 from server.kafka import errorlog
-from server.kafka.errorlog import ErrorLog
+from server.kafka.errorlog import Complaints, ErrorLog, listen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,10 +48,6 @@ def _said(text: str, *args: object, level: int = logging.WARNING) -> logging.Log
     return logging.LogRecord("aiokafka.conn", level, "", 0, text, args, None)
 
 
-def test_nothing_is_remembered_before_anything_is_said() -> None:
-    assert ErrorLog().latest() is None
-
-
 def test_a_text_goes_through_once_a_minute(clock: Clock) -> None:
     log = ErrorLog()
     assert log.filter(_said("no %s", "leader"))
@@ -62,23 +59,24 @@ def test_a_text_goes_through_once_a_minute(clock: Clock) -> None:
 
 
 def test_what_is_not_a_complaint_passes_and_is_not_remembered(clock: Clock) -> None:
-    log = ErrorLog()
+    log, complaints = ErrorLog(), listen()
     for _ in range(2):
         assert log.filter(_said("connected", level=logging.INFO))
-    assert log.latest() is None
+    assert complaints.latest() is None
+    assert complaints.code() is None
     assert clock.now == 1_000.0
 
 
 def test_the_latest_complaint_is_known_for_a_few_seconds_even_if_it_was_not_shown(clock: Clock) -> None:
-    log = ErrorLog()
+    log, complaints = ErrorLog(), listen()
     log.filter(_said("no leader"))
     log.filter(_said("no broker", level=logging.ERROR))
     clock.now += 5.0
     log.filter(_said("no leader"))
     clock.now += 10.0
-    assert log.latest() == "no leader"
+    assert complaints.latest() == "no leader"
     clock.now += 0.1
-    assert log.latest() is None
+    assert complaints.latest() is None
 
 
 def test_old_texts_are_forgotten(clock: Clock) -> None:
@@ -91,8 +89,10 @@ def test_old_texts_are_forgotten(clock: Clock) -> None:
 
 @pytest.mark.parametrize("name", _LOGGERS)
 def test_it_hears_every_logger_of_aiokafka_that_complains(installed: ErrorLog, name: str) -> None:
+    del installed
+    complaints = listen()
     logging.getLogger(name).warning("it is %s", name)
-    assert installed.latest() == f"it is {name}"
+    assert complaints.latest() == f"it is {name}"
 
 
 def _retried(topic: str, error: object) -> logging.LogRecord:
@@ -101,14 +101,52 @@ def _retried(topic: str, error: object) -> logging.LogRecord:
 
 
 def test_the_error_behind_a_batch_that_is_tried_again_is_known_for_its_topic_and_for_some_seconds(clock: Clock) -> None:
-    log = ErrorLog()
-    assert log.refusal("k") is None
+    log, complaints = ErrorLog(), listen()
+    assert complaints.refusal("k") is None
     log.filter(_retried("k", NotEnoughReplicasError))
     log.filter(_retried("other", "Kafka's own words"))
-    assert log.refusal("k") is NotEnoughReplicasError
-    assert log.refusal("other") is None
+    assert complaints.refusal("k") is NotEnoughReplicasError
+    assert complaints.refusal("other") is None
     clock.now += 10.1
-    assert log.refusal("k") is None
+    assert complaints.refusal("k") is None
+
+
+async def test_each_producer_is_blamed_for_its_own_complaints_only() -> None:
+    log = ErrorLog()
+
+    async def producer(said: str) -> Complaints:
+        complaints = listen()
+        # As aiokafka does: it is a task of its own that complains.
+        await asyncio.create_task(_complain(log, said))
+        return complaints
+
+    one, other = await asyncio.gather(
+        asyncio.create_task(producer("connection closed")), asyncio.create_task(producer("no leader"))
+    )
+    assert one.latest() == "connection closed"
+    assert other.latest() == "no leader"
+
+
+async def _complain(log: ErrorLog, said: str) -> None:
+    await asyncio.sleep(0)
+    log.filter(_said(said))
+
+
+def test_what_a_producer_says_when_it_is_ended_goes_nowhere() -> None:
+    log, complaints = ErrorLog(), listen()
+    log.filter(_said("no leader"))
+    complaints.over = True
+    assert not log.filter(_said("connection closed"))
+    assert complaints.latest() == "no leader"
+
+
+def test_the_error_behind_a_complaint_is_known_by_its_code_or_at_least_by_its_name() -> None:
+    log, complaints = ErrorLog(), listen()
+    log.filter(_said("Unable connect to %s: %s", "a:1", SaslAuthenticationFailed("wrong password")))
+    assert complaints.code() == 58
+    log.filter(_said("Unable connect to %s: %s", "a:1", ConnectionResetError()))
+    assert complaints.code() is None
+    assert complaints.latest() == "Unable connect to a:1: ConnectionResetError"
 
 
 def test_it_listens_once(installed: ErrorLog) -> None:

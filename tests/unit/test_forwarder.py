@@ -149,13 +149,74 @@ async def test_it_runs_once_it_is_subscribed_and_kafka_takes_records(mqtt: FakeM
     mqtt.hang_in = ""
     kafka.start_hangs = True
     async with forwarding(mqtt, kafka) as line:
-        await asyncio.sleep(5)
+        await asyncio.sleep(2)
         assert line.state is State.STARTING
         assert len(mqtt.open) == 1
         kafka.start_hangs = False
         await line.reach(State.RUNNING)
         assert line.forwarder.reason is None
         assert line.forwarder.connected
+
+
+@in_virtual_time
+async def test_a_side_that_does_not_answer_is_named_after_some_seconds(mqtt: FakeMqtt, kafka: FakeKafka) -> None:
+    mqtt.hang_in = "subscribe"
+    async with forwarding(mqtt, kafka) as line:
+        await line.reach(State.RETRYING, "mqtt_stalled")
+        assert "mqtt:1883" in str(line.forwarder.reason)
+    mqtt.hang_in = ""
+    kafka.start_hangs = True
+    async with forwarding(mqtt, kafka) as line:
+        await line.reach(State.RETRYING, "kafka_stalled")
+        kafka.start_hangs = False
+        await line.reach(State.RUNNING)
+
+
+@in_virtual_time
+async def test_while_it_drains_the_reason_says_what_keeps_it(mqtt: FakeMqtt, kafka: FakeKafka) -> None:
+    async with forwarding(mqtt, kafka) as line:
+        await line.reach(State.RUNNING)
+        kafka.judge = lambda _: STALL
+        line.send(b"1")
+        await until(lambda: kafka.sent)
+        line.forwarder.stop()
+        await line.reach(State.DRAINING, "kafka_stalled")
+        await until(line.task.done)
+        assert line.forwarder.reason is None
+        wanted = stored(line.spec)
+        (warning,) = line.forwarder.status(wanted, "base").warnings
+        assert warning.startswith("1 messages were received before it stopped and are not in Kafka")
+
+
+@in_virtual_time
+async def test_a_pipeline_that_breaks_at_once_can_be_stopped(
+    mqtt: FakeMqtt, kafka: FakeKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(_: Sink) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Sink, "run", broken)
+    async with forwarding(mqtt, kafka) as line:
+        await line.reach(State.RETRYING, "internal_error")
+        await line.stop()
+        assert line.state is State.PAUSED
+        assert line.forwarder.last_error is not None
+        assert line.forwarder.last_error.reason.code == "internal_error"
+
+
+@in_virtual_time
+async def test_after_poison_what_came_before_it_in_the_same_read_is_acknowledged(
+    mqtt: FakeMqtt, kafka: FakeKafka
+) -> None:
+    kafka.judge = lambda sent: 10 if b"poison" in sent.values else CONFIRM
+    async with forwarding(mqtt, kafka) as line:
+        await line.reach(State.RUNNING)
+        connection = line.connection
+        messages = line.send(b"1", b"2", b"poison", b"4")
+        await line.reach(State.FAILED)
+        assert connection.acknowledged == messages[:2]
+        assert line.forwarder.intake.owed == 2
+        line.balance()
 
 
 @in_virtual_time

@@ -16,7 +16,8 @@ from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, MessageSize
 from server.core.failures import Kind
 from server.core.kafka_options import SslFiles, translate
 from server.kafka import producer as producer_module
-from server.kafka.producer import Cluster, Producer, classify, ssl_context
+from server.kafka.producer import Cluster, Producer, classify
+from server.kafka.tls import ConfigurationError, ssl_context
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,7 +74,7 @@ def test_a_ca_can_be_given_as_text(pem: Path) -> None:
 def test_the_clients_certificate_needs_its_keys_password(pem: Path) -> None:
     files = {"certificate_location": "cert.pem", "key_location": "key.pem"}
     ssl_context(_files(pem, **files, key_password="pw"))
-    with pytest.raises(ssl.SSLError):
+    with pytest.raises(ConfigurationError, match=r"ssl\.certificate and ssl\.key"):
         ssl_context(_files(pem, **files, key_password="wrong"))
 
 
@@ -84,13 +85,13 @@ def test_a_certificate_and_its_key_can_be_given_as_text_and_leave_no_file(
     certificate, key = (pem / "cert.pem").read_text(), (pem / "key.pem").read_text()
     ssl_context(_files(pem, certificate_pem=certificate, key_pem=key, key_password="pw"))
     ssl_context(_files(pem, certificate_location="cert.pem", key_pem=key, key_password="pw"))
-    with pytest.raises(ssl.SSLError):
+    with pytest.raises(ConfigurationError, match=r"ssl\.certificate and ssl\.key"):
         ssl_context(_files(pem, certificate_pem="nonsense", key_pem=key, key_password="pw"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_key_whose_password_is_missing_is_an_error_and_asks_nobody(pem: Path) -> None:
-    with pytest.raises(ssl.SSLError):
+    with pytest.raises(ConfigurationError, match=r"ssl\.certificate and ssl\.key"):
         ssl_context(_files(pem, certificate_location="cert.pem", key_location="key.pem"))
 
 
@@ -100,10 +101,26 @@ def test_ciphers_and_revocation_lists_are_used(pem: Path) -> None:
     assert any("ECDHE" in cipher["name"] for cipher in context.get_ciphers())
 
 
-@pytest.mark.parametrize(("name", "error"), [("missing.pem", OSError), ("bad.pem", ssl.SSLError)])
-def test_files_that_can_not_be_used_are_errors(pem: Path, name: str, error: type[Exception]) -> None:
-    with pytest.raises(error):
+@pytest.mark.parametrize(("name", "why"), [("missing.pem", "No such file or directory"), ("bad.pem", "")])
+def test_a_file_that_can_not_be_used_is_named_with_its_option(pem: Path, name: str, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"ssl.ca in kafka.config \(.*{name}\) can't be used: .*{why}"):
         ssl_context(_files(pem, ca_location=name))
+    with pytest.raises(
+        ConfigurationError, match=rf"ssl.crl.location in kafka.config \(.*{name}\) can't be used: .*{why}"
+    ):
+        ssl_context(_files(pem, crl_location=name))
+
+
+def test_ciphers_that_do_not_exist_are_named(pem: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"ssl.cipher.suites in kafka.config can't be used"):
+        ssl_context(_files(pem, ciphers="NONSENSE"))
+
+
+async def test_what_aiokafka_refuses_to_be_made_of_is_a_matter_of_the_configuration() -> None:
+    with pytest.raises(ConfigurationError, match=r"aiokafka refuses kafka\.config: ") as refused:
+        await Producer.start(Cluster("localhost:9092x", translate({})), max_batch_size=1000)
+    assert classify(refused.value, topic="k").reason.code == "kafka_configuration"
+    assert classify(refused.value, topic="k").kind is Kind.RETRY
 
 
 def test_a_cluster_has_the_configured_servers_or_else_its_address(pem: Path) -> None:

@@ -514,6 +514,40 @@ async def test_the_old_session_is_drained_until_it_is_quiet_and_kafka_has_everyt
 
 
 @in_virtual_time
+async def test_all_old_sessions_are_unsubscribed_before_any_is_drained(mqtt: FakeMqtt) -> None:
+    rows = [replace(FORMER, client_id=f"former-{number}") for number in range(3)]
+    mqtt.sessions |= {row.client_id: {"a"} for row in rows}
+    async with running(mqtt, *rows) as bench:
+        await until(lambda: len(mqtt.asks("unsubscribe")) == 3)
+        assert bench.state == "mqtt_former_session"
+        at = now()
+        await bench.ready()
+        assert now() - at > 8.9
+        assert mqtt.sessions == {"base-m": {"a"}}
+        assert [asked[1] for asked in mqtt.asks("forget")] == ["former-0", "former-1", "former-2"]
+
+
+@in_virtual_time
+async def test_a_broker_that_closes_again_and_again_soon_after_connecting_is_taken_for_a_takeover(
+    mqtt: FakeMqtt,
+) -> None:
+    closed = replace(LOST, unexplained=True)
+    async with running(mqtt) as bench:
+        for _ in range(2):
+            await bench.ready()
+            await bench.lose(closed)
+        await bench.ready()
+        bench.connection.end(closed)
+        await until(lambda: bench.state == "mqtt_takeover")
+        assert "'base-m'" in bench.told[-1].detail  # type: ignore[union-attr]
+        at = now()
+        await bench.ready()
+        assert now() - at > 9.99
+        await asyncio.sleep(40)
+        await bench.lose(closed)  # after a while it is what it says
+
+
+@in_virtual_time
 async def test_an_old_session_whose_connection_breaks_is_drained_again(mqtt: FakeMqtt) -> None:
     mqtt.sessions["former"] = {"a"}
     async with running(mqtt, FORMER) as bench:
