@@ -177,9 +177,9 @@ class BaseConnection(ABC):
 
     def _rested(self, then: Callable[[], None]) -> None:
         self._rest_timer = None
-        then()
-        if self.is_open and not self._reading_paused:
+        if not self._reading_paused:
             self._start_reading()
+        then()
 
     def pause_reading(self) -> None:
         """Leave bytes in the socket, so that the broker feels the back-pressure."""

@@ -221,7 +221,7 @@ class Intake:
 
     def _rested(self) -> None:
         self._resting = False
-        self.acknowledge_due()
+        self.progressed()
 
     def acknowledge_due(self) -> None:
         """Acknowledge the contiguous prefix that Kafka has, in receive order."""

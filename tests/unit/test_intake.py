@@ -213,6 +213,16 @@ def test_while_the_reader_rests_acknowledgements_wait_for_the_end_of_it() -> Non
     rig.intake.progressed()
 
 
+def test_memory_that_a_rest_held_is_free_for_reading_after_it() -> None:
+    rig = Rig(rest=0.004, budget=15)
+    rig.receive(Message(1), size=20)
+    assert not rig.connection.reading
+    rig.sink.confirm()
+    assert not rig.connection.reading
+    rig.connection.rests[0][1]()
+    assert rig.connection.reading
+
+
 def test_what_is_confirmed_after_the_rest_is_acknowledged_at_once() -> None:
     rig = Rig(rest=0.004)
     rig.receive(Message(1))
