@@ -11,9 +11,14 @@ import structlog
 if TYPE_CHECKING:
     from structlog.types import Processor
 
+_OURS = __name__.partition(".")[0]
+
 
 def configure_logging(level: str, style: Literal["console", "json"]) -> None:
-    """Send everything from `level` up to stderr, for people (console) or for machines (json, one object a line)."""
+    """Send everything from `level` up to stderr, for people (console) or for machines (json, one object a line).
+
+    Libraries are heard from INFO on at most, however low `level` is.
+    """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -40,6 +45,8 @@ def configure_logging(level: str, style: Literal["console", "json"]) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Below INFO libraries print what goes over the wire: aiokafka whole requests, with the password and the payloads.
+    logging.basicConfig(level=max(logging.getLevelName(level.upper()), logging.INFO), handlers=[handler], force=True)
+    logging.getLogger(_OURS).setLevel(level.upper())
     for noisy in ("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

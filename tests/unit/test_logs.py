@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
+from aiokafka.conn import create_conn
 
 from server.logs import configure_logging
+from server.mqtt import v311
 
 if TYPE_CHECKING:
+    from asyncio import StreamReader, StreamWriter
     from collections.abc import Iterator
 
 
@@ -20,7 +25,9 @@ def _as_before() -> Iterator[None]:
     """What one test configures is no other's business."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    noisy = {name: logging.getLogger(name).level for name in ("uvicorn.access", "httpx", "httpcore", "alembic")}
+    noisy = {
+        name: logging.getLogger(name).level for name in ("server", "uvicorn.access", "httpx", "httpcore", "alembic")
+    }
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
@@ -84,7 +91,7 @@ def test_the_console_shows_event_and_details_without_colours_where_there_is_no_t
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     configure_logging("debug", "console")
-    structlog.get_logger().debug("mapping_running", mapping="a")
+    structlog.get_logger("server.runtime").debug("mapping_running", mapping="a")
     written = capsys.readouterr().err
     assert "mapping_running" in written
     assert "mapping=a" in written
@@ -97,3 +104,64 @@ def test_chatty_libraries_are_heard_from_warnings_on(capsys: pytest.CaptureFixtu
         logging.getLogger(name).info("chat")
         logging.getLogger(name).warning("serious")
     assert [line["event"] for line in _lines(capsys)] == ["serious"] * 3
+
+
+@pytest.mark.parametrize(
+    "library",
+    [
+        "aiokafka.conn",
+        "asyncio",
+        "httpcore.http11",
+        "mqtt",  # aiomqtt's
+        "paho.mqtt.client",
+        v311._QUIET.name,  # what paho and aiomqtt are given
+        "sqlalchemy.engine.Engine",
+        "any other",
+    ],
+)
+def test_no_library_is_ever_heard_below_info(capsys: pytest.CaptureFixture[str], library: str) -> None:
+    configure_logging("debug", "json")
+    assert not logging.getLogger(library).isEnabledFor(logging.DEBUG)
+    logging.getLogger(library).debug("CANARY")
+    assert _lines(capsys) == []
+
+
+class _SaslBroker:
+    """As much of a Kafka broker as it takes to be told a password."""
+
+    def __init__(self) -> None:
+        self.told = b""
+
+    async def serve(self, reader: StreamReader, writer: StreamWriter) -> None:
+        while size := await reader.read(4):
+            request = await reader.readexactly(int.from_bytes(size, "big"))
+            key, _, correlation = struct.unpack(">hhi", request[:8])
+            self.told += request
+            answer = (
+                correlation.to_bytes(4, "big")
+                + {
+                    18: struct.pack(">hi9h", 0, 3, 18, 0, 0, 17, 0, 1, 36, 0, 0),  # ApiVersions
+                    17: struct.pack(">hih5s", 0, 1, 5, b"PLAIN"),  # SaslHandshake
+                    36: struct.pack(">hhi", 0, -1, 0),  # SaslAuthenticate
+                }[key]
+            )
+            writer.write(len(answer).to_bytes(4, "big") + answer)
+        writer.close()
+
+
+async def test_at_debug_a_kafka_password_goes_to_kafka_and_not_to_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("debug", "console")
+    broker = _SaslBroker()
+    async with await asyncio.start_server(broker.serve, "127.0.0.1", 0) as server:
+        connection = await create_conn(
+            *server.sockets[0].getsockname(),
+            security_protocol="SASL_PLAINTEXT",
+            sasl_mechanism="PLAIN",
+            sasl_plain_username="u",
+            sasl_plain_password="CANARY",
+        )
+        await connection.close()
+    assert b"CANARY" in broker.told
+    written = capsys.readouterr().err
+    assert "Authenticated as u via PLAIN" in written
+    assert "CANARY" not in written
