@@ -65,6 +65,20 @@ class Service:
             lifespan=self._lifespan,
         )
 
+    async def open(self) -> None:
+        """Open the store and see that its lock can be had, now or later.
+
+        Raises:
+            StoreError: the store or its lock can't be used.
+        """
+        await self.store.open()
+        self._lock.try_acquire()  # whoever holds it is waited for when the service runs
+
+    async def close(self) -> None:
+        """Close the store and give its lock back; harmless if it is not open."""
+        await self.store.close()
+        self._lock.release()
+
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         """Run the supervisor beside the API; at the end drain everything."""
@@ -77,8 +91,7 @@ class Service:
             running.cancel()
             await asyncio.wait([running])
             await self._supervisor.shutdown()
-            await self.store.close()
-            self._lock.release()
+            await self.close()
 
     def _ended(self, running: asyncio.Task[None]) -> None:
         if not running.cancelled():
@@ -134,9 +147,9 @@ class Service:
 
 @contextlib.asynccontextmanager
 async def opened(service: Service) -> AsyncIterator[Service]:
-    """Open the service's store before anything listens, and close it if nothing came of that."""
-    await service.store.open()
+    """Open the service's store before anything is served, and close it if nothing came of that."""
     try:
+        await service.open()
         yield service
     finally:
-        await service.store.close()
+        await service.close()

@@ -11,7 +11,7 @@ from sqlmodel import Session as Transaction
 from sqlmodel import col, select
 
 from server.store.errors import ClientIdTakenError, MappingNotFoundError
-from server.store.tables import DeletedMappingRow, EventRow, FileEntryRow, MappingRow, SessionRow
+from server.store.tables import DeletedMappingRow, EventRow, FileEntryRow, MappingRow, SessionRow, not_understood
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +39,20 @@ def mapping_rows(transaction: Transaction) -> list[MappingRow]:
     """All mappings, by name."""
     # Sorted here, because databases don't agree on the order of text.
     return sorted(transaction.exec(select(MappingRow)), key=lambda row: row.name)
+
+
+def check_mappings(transaction: Transaction) -> None:
+    """See that this version understands every mapping.
+
+    Raises:
+        StoreError: there is one that it does not.
+    """
+    try:
+        found = mapping_rows(transaction)
+    except ValueError as error:  # where the database does not see to it that JSON is JSON, and a date a date
+        raise not_understood("a stored mapping", f"its row can't be read ({error})") from error
+    for row in found:
+        row.stored()
 
 
 def digests(transaction: Transaction) -> dict[str, str]:

@@ -64,6 +64,7 @@ class Store:
             database.create(job)
             with database.transaction(job, writing=True, opening=True) as transaction:
                 migrate(transaction.connection(), database.name)
+                rows.check_mappings(transaction)
                 # The proof that writing works, before anything is promised.
                 transaction.merge(HeartbeatRow(at=datetime.now(UTC)))
             database.watch_log()

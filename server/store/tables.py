@@ -31,6 +31,14 @@ class UtcDateTime(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=UTC)
 
 
+def not_understood(what: str, why: str) -> StoreError:
+    """The error of a row that this version can't read."""
+    return StoreError(
+        f"{what} is not one this version understands: {why};"
+        " run the version that wrote it, or delete its row from the table mapping"
+    )
+
+
 class MappingRow(SQLModel, table=True):
     """A mapping as it is wanted; `spec` is its document without name and paused, which have columns."""
 
@@ -57,13 +65,13 @@ class MappingRow(SQLModel, table=True):
         Raises:
             StoreError: the row holds what this version does not accept as a mapping.
         """
+        if not isinstance(self.spec, dict):
+            raise not_understood(f"the stored mapping {self.name!r}", "it is not a JSON object")
         try:
             spec = Mapping.model_validate({**self.spec, "name": self.name, "paused": self.paused})
         except ValidationError as error:
-            raise StoreError(
-                f"the stored mapping {self.name!r} is not one this version understands: {error};"
-                " run the version that wrote it, or delete its row from the table mapping"
-            ) from error
+            problems = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+            raise not_understood(f"the stored mapping {self.name!r}", "; ".join(problems)) from error
         return StoredMapping(spec, self.generation, cast("Origin", self.origin), self.created_at, self.updated_at)
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from server.store.store import Store
 
 GOOD = """\
 mqtt: {host: 127.0.0.1, port: 1, client_id: tested}
@@ -47,6 +52,18 @@ def mkf(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProces
         timeout=60,
         check=False,
     )
+
+
+def create_database(path: Path) -> sqlite3.Connection:
+    """Create the service's database, and open it as anybody may."""
+
+    async def create() -> None:
+        store = Store(f"sqlite:///{path}", client_id_of=lambda _: "")
+        await store.open()
+        await store.close()
+
+    asyncio.run(create())
+    return sqlite3.connect(path)
 
 
 @pytest.fixture
@@ -123,6 +140,18 @@ def test_a_corrupt_database_is_refused_and_left_as_it_is(folder: Path) -> None:
     database.write_bytes(b"this is no database " * 1000)
     refused(mkf(folder, "serve", MKF_DATABASE_URL="sqlite:///mkf.db"), str(database), "damaged")
     assert database.read_bytes() == b"this is no database " * 1000
+
+
+def test_a_lock_file_that_can_not_be_used_is_refused(folder: Path) -> None:
+    (folder / "mkf.db.lock").mkdir()
+    refused(mkf(folder, "serve", MKF_DATABASE_URL="sqlite:///mkf.db"), "mkf.db.lock can't be used")
+
+
+def test_a_stored_mapping_of_another_version_is_refused_by_its_name(folder: Path) -> None:
+    with contextlib.closing(create_database(folder / "mkf.db")) as database, database:
+        row = ("strange", '{"mqtt": {}}', False, 1, "api", "2026-01-01", "2026-01-01")
+        database.execute("INSERT INTO mapping VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    refused(mkf(folder, "serve", MKF_DATABASE_URL="sqlite:///mkf.db"), "'strange' is not one this version understands")
 
 
 def test_a_file_in_the_place_of_the_data_folder_is_refused(folder: Path) -> None:

@@ -13,7 +13,7 @@ from server.app import Service, opened
 from server.config.load import load_config
 from server.runtime.supervisor import Supervisor
 from server.settings import Settings
-from server.store.errors import StoreUnavailableError
+from server.store.errors import StoreError, StoreUnavailableError
 from server.store.lock import StoreLock
 from server.store.store import Store
 from tests.virtualtime import in_virtual_time, until
@@ -89,6 +89,23 @@ async def test_a_second_process_waits_for_the_store_and_says_for_whom(tmp_path: 
     assert [entry["event"] for entry in logs].count("waiting") == 1
     again = StoreLock(f"sqlite:///{tmp_path}/mkf.db")
     assert again.try_acquire(), "the lock was not given back"
+    again.release()
+
+
+@in_virtual_time
+async def test_a_lock_that_can_not_be_used_is_said_before_anything_listens(tmp_path: Path) -> None:
+    (tmp_path / "mkf.db.lock").mkdir()
+    with pytest.raises(StoreError, match=r"mkf\.db\.lock can't be used"):
+        async with opened(_service(tmp_path, "a")):
+            pytest.fail("it went on")
+
+
+@in_virtual_time
+async def test_what_was_opened_and_never_ran_gives_its_lock_back(tmp_path: Path) -> None:
+    async with opened(_service(tmp_path, "a")):
+        assert not StoreLock(f"sqlite:///{tmp_path}/mkf.db").try_acquire()
+    again = StoreLock(f"sqlite:///{tmp_path}/mkf.db")
+    assert again.try_acquire()
     again.release()
 
 

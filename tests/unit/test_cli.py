@@ -143,6 +143,16 @@ def test_a_store_that_can_not_be_used_exits_2_and_says_why(monkeypatch: pytest.M
     assert "config.yaml" in result.stderr
 
 
+def test_a_lock_that_can_not_be_used_exits_2_and_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _config(tmp_path)
+    (tmp_path / "mkf.db.lock").mkdir()
+    monkeypatch.setenv("MKF_PORT", "0")
+    monkeypatch.setenv("MKF_DATABASE_URL", "sqlite:///mkf.db")
+    result = _run("serve")
+    assert result.exit_code == 2
+    assert "mkf.db.lock can't be used: Is a directory" in result.stderr
+
+
 @pytest.mark.parametrize(("code", "error"), [(0, None), (1, None), (2, StoreError("the store is broken"))])
 def test_the_exit_code_is_the_services(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, error: StoreError | None
@@ -172,9 +182,11 @@ class FakeService:
             await self._api(scope, receive, send)
 
         self.api = api
-        self.store = SimpleNamespace(open=self._nothing, close=self._nothing)
 
-    async def _nothing(self) -> None:
+    async def open(self) -> None:
+        pass
+
+    async def close(self) -> None:
         pass
 
     async def _api(self, scope: dict[str, Any], receive: Any, send: Any) -> None:

@@ -229,6 +229,29 @@ async def test_a_damaged_database_is_refused(tmp_path: Path) -> None:
     assert not isinstance(raised.value, StoreUnavailableError)
 
 
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ('{"mqtt": {"topic": "a"}, "kafka": {"topik": "t"}}', r"kafka\.topic: Field required; kafka\.topik: Extra"),
+        ('"a string"', "it is not a JSON object"),
+        ("{broken", "its row can't be read"),
+    ],
+)
+async def test_a_mapping_that_this_version_does_not_understand_is_refused_by_its_name(
+    tmp_path: Path, spec: str, reason: str
+) -> None:
+    path = tmp_path / "store.db"
+    await opened_and_closed(path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        row = ("strange", spec, False, 1, "api", "2026-01-01", "2026-01-01")
+        connection.execute("INSERT INTO mapping VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    with pytest.raises(StoreError, match=rf"mapping.* is not one this version understands: {reason}") as raised:
+        await opened_and_closed(path)
+    assert "run the version that wrote it, or delete its row from the table mapping" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not isinstance(raised.value, StoreUnavailableError)
+
+
 async def test_a_folder_in_the_files_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store.db").mkdir()
     with pytest.raises(StoreError, match=r"store\.db is not a file"):
