@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import structlog
 
@@ -23,7 +23,7 @@ from server.store.lock import StoreLock
 from server.store.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from fastapi import FastAPI
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from server.settings import Settings
 
 _log = structlog.get_logger()
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 _LOCK_POLL_SECONDS = 0.5
 _STORE_RETRY_SECONDS = 2.0
@@ -119,16 +122,11 @@ class Service:
         """Bring the file's entries into the store, and say what that did."""
         self._supervisor.waiting("the configuration file is being applied")
         entries = [(entry.mapping, entry.digest) for entry in self._config.forwarding]
-        while True:
-            try:
-                report = await self.store.apply_file(entries, prune=self._settings.prune)
-                break
-            except StoreUnavailableError as error:
-                self._supervisor.waiting(f"the configuration file can't be applied: {error}")
-                _log.warning("waiting", reason=str(error))
-                await asyncio.sleep(_STORE_RETRY_SECONDS)
-        for name, client_id in zip(report.deleted, report.deleted_client_ids, strict=True):
-            _log.warning("mapping_removed_from_file", mapping=name, client_id=client_id)
+        prune = self._settings.prune
+        # Said first: once it is deleted, its session ends at the broker, with everything queued there.
+        for name, client_ids in (await self._patiently(self.store.deleted_by_file, entries, prune=prune)).items():
+            _log.warning("mapping_removed_from_file", mapping=name, client_ids=client_ids)
+        report = await self._patiently(self.store.apply_file, entries, prune=prune)
         for warning in (*self._config.warnings, *report.warnings):
             _log.warning("configuration", detail=warning)
         for name in report.skipped:
@@ -143,6 +141,18 @@ class Service:
                 if (names := getattr(report, change))
             },
         )
+
+    async def _patiently(
+        self, call: Callable[_Arguments, Awaitable[_Result]], *arguments: _Arguments.args, **named: _Arguments.kwargs
+    ) -> _Result:
+        """Call the store until it is there."""
+        while True:
+            try:
+                return await call(*arguments, **named)
+            except StoreUnavailableError as error:
+                self._supervisor.waiting(f"the configuration file can't be applied: {error}")
+                _log.warning("waiting", reason=str(error))
+                await asyncio.sleep(_STORE_RETRY_SECONDS)
 
 
 @contextlib.asynccontextmanager

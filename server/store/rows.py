@@ -96,6 +96,15 @@ def delete_mapping(transaction: Transaction, row: MappingRow) -> None:
     transaction.delete(row)
 
 
+def client_ids(transaction: Transaction, row: MappingRow, client_id_of: Callable[[Mapping], str]) -> list[str]:
+    """The client ids of the mapping's sessions; the one that it would have where it never had a session.
+
+    Not computed from what the mapping says now: `mqtt.client_id` or its own id may have changed since.
+    """
+    found = transaction.exec(select(SessionRow.client_id).where(SessionRow.mapping == row.name)).all()
+    return sorted(found) or [client_id for client_id in (client_id_of(row.stored().spec),) if client_id]
+
+
 def end_sessions(transaction: Transaction, mapping: str) -> None:
     """Ask for all sessions of this mapping to be ended at the broker."""
     for session in transaction.exec(select(SessionRow).where(SessionRow.mapping == mapping)):

@@ -16,7 +16,7 @@ from server.store.errors import (
     NameTakenError,
     StoreUnavailableError,
 )
-from server.store.file_entries import plan_file
+from server.store.file_entries import FilePlan, plan_file
 from server.store.location import database_path
 from server.store.migrate import migrate
 from server.store.stored import Actor, ApplyReport, Origin, StoredEvent, StoredMapping
@@ -187,6 +187,20 @@ class Store:
 
         await self._write(remove)
 
+    async def deleted_by_file(self, entries: Sequence[tuple[Mapping, str]], *, prune: bool) -> dict[str, list[str]]:
+        """What `apply_file` with the same arguments would delete: names, each with the client ids of its sessions.
+
+        Raises:
+            ValueError: two entries have the same name.
+        """
+
+        def read(transaction: Transaction) -> dict[str, list[str]]:
+            found = {row.name: row for row in rows.mapping_rows(transaction)}
+            plan = self._plan(transaction, entries, found, prune=prune)
+            return {name: rows.client_ids(transaction, found[name], self._client_id_of) for name in plan.deleted}
+
+        return await self._run(read, writing=False, limit=START_SECONDS)
+
     async def apply_file(self, entries: Sequence[tuple[Mapping, str]], *, prune: bool) -> ApplyReport:
         """Bring the store in line with the configuration file's `entries`, each with its digest, all or nothing.
 
@@ -199,14 +213,7 @@ class Store:
 
         def apply(transaction: Transaction) -> ApplyReport:
             found = {row.name: row for row in rows.mapping_rows(transaction)}
-            plan = plan_file(
-                entries,
-                stored={name: row.stored() for name, row in found.items()},
-                digests=rows.digests(transaction),
-                client_id_of=self._client_id_of,
-                prune=prune,
-            )
-            client_ids = tuple(self._client_id_of(found[name].stored().spec) for name in plan.deleted)
+            plan = self._plan(transaction, entries, found, prune=prune)
             for name in plan.deleted:
                 self._remove(transaction, found.pop(name), "file")
             for name in plan.paused:
@@ -235,7 +242,6 @@ class Store:
                 paused=tuple(plan.paused),
                 skipped=tuple(plan.skipped),
                 warnings=tuple(plan.warnings),
-                deleted_client_ids=client_ids,
             )
 
         return await self._write(apply, limit=START_SECONDS)
@@ -311,13 +317,29 @@ class Store:
 
         await self._write(reset)
 
+    def _plan(
+        self,
+        transaction: Transaction,
+        entries: Sequence[tuple[Mapping, str]],
+        found: dict[str, MappingRow],
+        *,
+        prune: bool,
+    ) -> FilePlan:
+        return plan_file(
+            entries,
+            stored={name: row.stored() for name, row in found.items()},
+            digests=rows.digests(transaction),
+            client_id_of=self._client_id_of,
+            prune=prune,
+        )
+
     def _took_client_id(self, transaction: Transaction, spec: Mapping) -> None:
         rows.cancel_removal(transaction, self._client_id_of(spec), spec.name)
 
     def _remove(self, transaction: Transaction, row: MappingRow, actor: Actor) -> None:
-        client_id = self._client_id_of(row.stored().spec)
+        client_ids = rows.client_ids(transaction, row, self._client_id_of)
+        self._changed(transaction, row, actor=actor, action="delete", detail={"client_ids": client_ids})
         rows.delete_mapping(transaction, row)
-        self._changed(transaction, row, actor=actor, action="delete", detail={"client_id": client_id})
 
     def _changed(
         self,

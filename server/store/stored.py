@@ -45,7 +45,6 @@ class ApplyReport:
     """What applying the configuration file did, as names of mappings; `warnings` are sentences.
 
     `unchanged` also holds entries that the API has deleted since and the file has not touched.
-    `deleted_client_ids` goes with `deleted`, one for one; "" where the session was not durable.
     """
 
     created: tuple[str, ...] = ()
@@ -55,4 +54,3 @@ class ApplyReport:
     paused: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    deleted_client_ids: tuple[str, ...] = ()

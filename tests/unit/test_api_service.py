@@ -103,7 +103,7 @@ async def test_events_come_newest_first_in_pages(api: Api) -> None:
     first = (await api.http.get("/api/v1/events", params={"limit": 3})).json()
     told = [(event["action"], event["mapping"], event["actor"]) for event in first["items"]]
     assert told == [("delete", "a", "api"), ("create", "c", "api"), ("create", "b", "api")]
-    assert first["items"][0]["detail"]["client_id"] == "base-a"
+    assert first["items"][0]["detail"]["client_ids"] == ["base-a"]
     assert first["items"][0]["at"].endswith("Z")
     rest = (await api.http.get("/api/v1/events", params={"before": first["next_before"]})).json()
     assert [event["mapping"] for event in rest["items"]] == ["a"]

@@ -11,6 +11,7 @@ import structlog
 
 from server.app import Service, opened
 from server.config.load import load_config
+from server.core.subscription import Session
 from server.runtime.supervisor import Supervisor
 from server.settings import Settings
 from server.store.errors import StoreError, StoreUnavailableError
@@ -160,14 +161,25 @@ def _events(logs: list[MutableMapping[str, Any]], event: str) -> list[MutableMap
 
 
 @in_virtual_time
-async def test_a_mapping_removed_from_the_file_is_named_with_its_client_id(tmp_path: Path) -> None:
+async def test_a_mapping_removed_from_the_file_is_named_with_its_client_ids_before_it_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with _running(_service(tmp_path, "a", "b")) as service:
         await until(lambda: _health(service).started)
+        await service.store.save_session(Session(client_id="former-a", mapping="a"))
+    apply, told_when_applying = Store.apply_file, []
+
+    async def observed(self: Store, entries: Any, *, prune: bool) -> Any:
+        told_when_applying.extend(_events(logs, "mapping_removed_from_file"))
+        return await apply(self, entries, prune=prune)
+
+    monkeypatch.setattr(Store, "apply_file", observed)
     with structlog.testing.capture_logs() as logs:
         async with _running(_service(tmp_path, "b")) as service:
             await until(lambda: _health(service).started)
-    (removed,) = _events(logs, "mapping_removed_from_file")
-    assert (removed["mapping"], removed["client_id"]) == ("a", "base-a")
+            assert [stored.spec.name for stored in await service.store.mappings()] == ["b"]
+    (removed,) = told_when_applying
+    assert (removed["mapping"], removed["client_ids"]) == ("a", ["former-a"])
 
 
 @in_virtual_time

@@ -113,12 +113,26 @@ async def test_a_removed_entry_is_deleted_and_its_session_is_to_be_ended(store: 
     await store.apply_file([(mapping("gone"), "1"), (mapping(), "1")], prune=True)
     await store.save_session(Session(client_id="base-gone", mapping="gone"), claims=True)
     report = await store.apply_file([(mapping(), "1")], prune=True)
-    assert report == ApplyReport(unchanged=("demo",), deleted=("gone",), deleted_client_ids=("base-gone",))
+    assert report == ApplyReport(unchanged=("demo",), deleted=("gone",))
     assert await names(store) == ["demo"]
     event = (await store.events(limit=1))[0]
     assert (event.actor, event.action, event.mapping) == ("file", "delete", "gone")
-    assert event.detail["client_id"] == "base-gone"
+    assert event.detail["client_ids"] == ["base-gone"]
     assert await store.sessions() == [Session(client_id="base-gone", mapping="gone", removal_pending=True)]
+
+
+async def test_what_a_file_would_delete_is_told_with_the_client_ids_its_sessions_have(store: Store) -> None:
+    quiet = mapping("quiet", client_id="")
+    await store.apply_file([(mapping("gone"), "1"), (mapping("new"), "1"), (quiet, "1"), (mapping(), "1")], prune=True)
+    for former in ("old-gone", "older-gone"):
+        await store.save_session(Session(client_id=former, mapping="gone"))
+    told = {"gone": ["old-gone", "older-gone"], "new": ["base-new"], "quiet": []}
+    assert await store.deleted_by_file([(mapping(), "1")], prune=True) == told
+    assert await store.deleted_by_file([(mapping(), "1")], prune=False) == {}
+    assert await names(store) == ["demo", "gone", "new", "quiet"], "nothing was deleted"
+    await store.apply_file([(mapping(), "1")], prune=True)
+    events = await store.events(limit=3)
+    assert {event.mapping: event.detail["client_ids"] for event in events} == told
 
 
 async def test_without_pruning_a_removed_entry_is_paused_once(store: Store) -> None:

@@ -186,7 +186,7 @@ async def test_a_deleted_mapping_is_gone_and_its_event_names_the_client_id(store
     await store.delete("demo", expected=1)
     assert await store.mappings() == []
     event = (await store.events(limit=1))[0]
-    assert (event.action, event.detail) == ("delete", {"client_id": "base-demo", "generation": 1})
+    assert (event.action, event.detail) == ("delete", {"client_ids": ["base-demo"], "generation": 1})
 
 
 async def test_a_mapping_that_does_not_exist_is_said_to(store: Store) -> None:
