@@ -57,8 +57,7 @@ async def resume_mapping(name: MappingName, if_match: IfMatch, response: Respons
 
     stored = await services.store.mapping(name)
     failed = not stored.spec.paused and services.runtime.state(name) is State.FAILED
-    action = _RESTART if failed else "resume"
-    return await _act(name, edit, action=action, if_match=if_match, response=response, services=services)
+    return await _act(name, edit, action="resume", anew=failed, if_match=if_match, response=response, services=services)
 
 
 @router.post("/restart", status_code=202, responses=documented("mapping-paused", *_COMMON))
@@ -71,7 +70,7 @@ async def restart_mapping(name: MappingName, if_match: IfMatch, response: Respon
             raise ProblemError("mapping-paused", f"{name!r} is paused; resume it instead")
         return spec
 
-    return await _act(name, edit, action=_RESTART, if_match=if_match, response=response, services=services)
+    return await _act(name, edit, action="restart", anew=True, if_match=if_match, response=response, services=services)
 
 
 @router.post(
@@ -92,15 +91,12 @@ async def reset_session(name: MappingName, if_match: IfMatch, response: Response
     return SessionReset(**_accepted(stored, services), lost=LOST)
 
 
-# The store raises the generation for this action although nothing else changes.
-_RESTART = "restart"
-
-
 async def _act(
     name: str,
     edit: Callable[[Mapping], Mapping],
     *,
     action: str,
+    anew: bool = False,
     if_match: Precondition,
     response: Response,
     services: Services,
@@ -115,7 +111,7 @@ async def _act(
         if_match.check(stored)
         expected = stored.generation
     with if_match.guarding():
-        changed = await services.store.change(name, edit, expected=expected, action=action)
+        changed = await services.store.change(name, edit, expected=expected, action=action, anew=anew)
     services.runtime.wake()
     response.headers["etag"] = etag(changed)
     return Accepted(**_accepted(changed, services))

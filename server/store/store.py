@@ -137,10 +137,11 @@ class Store:
         action: str,
         actor: Actor = "api",
         detail: dict[str, Any] | None = None,
+        anew: bool = False,
     ) -> StoredMapping:
         """Replace the mapping `name` by what `edit` makes of it, and raise its generation.
 
-        An edit that changes nothing leaves the generation and writes no event, unless `action` is "restart".
+        An edit that changes nothing leaves the generation and writes no event, unless the mapping shall start `anew`.
         `edit` runs in another thread, inside the transaction, and may raise: then nothing changes. The event holds
         `detail` and the new generation.
 
@@ -159,7 +160,7 @@ class Store:
             spec = edit(before.spec)
             if spec.name != name:
                 raise ValueError(f"the name of the mapping {name!r} can't be changed to {spec.name!r}")
-            if spec == before.spec and action != "restart":
+            if spec == before.spec and not anew:
                 return before
             # Unchanged ids are let pass: a clash that a changed base brought about must not keep one from pausing.
             if self._client_id_of(spec) != self._client_id_of(before.spec):

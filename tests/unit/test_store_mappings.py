@@ -129,11 +129,13 @@ async def test_a_change_to_the_same_is_no_change(store: Store) -> None:
     assert len(await store.events(limit=10)) == 1
 
 
-async def test_a_restart_raises_the_generation_though_nothing_differs(store: Store) -> None:
-    await store.create(mapping())
-    restarted = await store.change("demo", lambda spec: spec, expected=None, action="restart")
+@pytest.mark.parametrize("action", ["restart", "resume"])
+async def test_starting_anew_raises_the_generation_though_nothing_differs(store: Store, action: str) -> None:
+    created = await store.create(mapping())
+    assert await store.change("demo", lambda spec: spec, expected=None, action=action) == created
+    restarted = await store.change("demo", lambda spec: spec, expected=None, action=action, anew=True)
     assert restarted.generation == 2
-    assert (await store.events(limit=1))[0].action == "restart"
+    assert (await store.events(limit=1))[0].action == action
 
 
 async def test_an_edit_that_raises_changes_nothing(store: Store) -> None:
@@ -213,7 +215,9 @@ async def test_a_row_this_version_does_not_understand_is_named(store: Store) -> 
 async def test_events_come_newest_first_and_in_pages(store: Store) -> None:
     await store.create(mapping())
     for number in range(4):
-        await store.change("demo", lambda spec: spec, expected=None, action="restart", detail={"number": number})
+        await store.change(
+            "demo", lambda spec: spec, expected=None, action="restart", anew=True, detail={"number": number}
+        )
     page = await store.events(limit=2)
     assert [event.detail["number"] for event in page] == [3, 2]
     assert [event.detail["number"] for event in await store.events(limit=2, before=page[-1].id)] == [1, 0]
@@ -226,5 +230,7 @@ async def test_only_the_newest_events_are_kept(store: Store, monkeypatch: pytest
     monkeypatch.setattr(rows, "EVENTS_KEPT", 3)
     await store.create(mapping())
     for number in range(4):
-        await store.change("demo", lambda spec: spec, expected=None, action="restart", detail={"number": number})
+        await store.change(
+            "demo", lambda spec: spec, expected=None, action="restart", anew=True, detail={"number": number}
+        )
     assert [event.detail["number"] for event in await store.events(limit=10)] == [3, 2, 1]

@@ -176,7 +176,7 @@ async def test_a_failure_of_a_cancelled_caller_is_not_reported_to_nobody(store: 
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     edit = HeldEdit()
     await store.create(mapping())
-    caller = asyncio.create_task(store.change("demo", edit, expected=1, action="restart"))
+    caller = asyncio.create_task(store.change("demo", edit, expected=1, action="restart", anew=True))
     await edit.begun.wait()
     other = asyncio.create_task(store.change("demo", pause, expected=1, action="pause"))
     await asyncio.sleep(0)

@@ -56,6 +56,7 @@ class Plant:
             lambda spec: Mapping.model_validate({**spec.document(), **changes}),
             expected=None,
             action=action,
+            anew=action == "restart",
         )
         self.supervisor.wake()
         return stored
