@@ -20,7 +20,7 @@ LOST = (
     "The broker discards with the session what it has queued for this mapping and what it sent without getting an "
     "acknowledgement. None of it reaches Kafka, unless it had been written there already. Retained messages come again."
 )
-_COMMON = ("mapping-not-found", "lost-race", "stale-if-match", "store-unavailable")
+_COMMON = ("malformed-if-match", "mapping-not-found", "lost-race", "stale-if-match", "store-unavailable")
 
 
 class Accepted(BaseModel):

@@ -54,6 +54,13 @@ def _precondition(
     value = ",".join(if_match or ())
     if if_match is None or value.strip() == "*":
         return Precondition()
+    # 400 and not 412, which says that a condition was evaluated and is false (RFC 9110, 15.5.13): who gets that reads
+    # the mapping again and repeats, here for ever. Nor may it be passed over: it was to protect a write.
+    if rest := _TAG.sub("", value).strip(", \t"):
+        raise ProblemError(
+            "malformed-if-match",
+            f'the quotes are part of an ETag: send If-Match: "{rest}"' if rest.isdecimal() else None,
+        )
     # If-Match compares strongly: a weak tag is never equal to any.
     return Precondition(frozenset(tag for weak, tag in _TAG.findall(value) if not weak))
 

@@ -27,6 +27,7 @@ _CREATE = documented(
 )
 _WRITE = documented(
     "malformed-json",
+    "malformed-if-match",
     "mapping-not-found",
     "lost-race",
     "stale-if-match",
@@ -162,7 +163,7 @@ async def patch_mapping(
 @router.delete(
     "/{name}",
     status_code=204,
-    responses=documented("mapping-not-found", "lost-race", "stale-if-match", "store-unavailable"),
+    responses=documented("malformed-if-match", "mapping-not-found", "lost-race", "stale-if-match", "store-unavailable"),
 )
 async def delete_mapping(name: MappingName, if_match: IfMatch, services: Provided) -> None:
     """Delete a mapping. It drains, then its MQTT session is ended at the broker."""

@@ -39,6 +39,9 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "malformed-json": Kind(400, "Malformed JSON", "The body is not JSON, or not UTF-8."),
     "incomplete-body": Kind(400, "Incomplete body", "The connection ended before the whole body had arrived."),
+    "malformed-if-match": Kind(
+        400, "Malformed If-Match", 'If-Match must be a list of ETags with their quotes, such as "3", or *.'
+    ),
     "not-found": Kind(404, "Not found", "Nothing is served at this path. /docs lists what there is."),
     "mapping-not-found": Kind(
         404,
@@ -66,7 +69,9 @@ KINDS: dict[str, Kind] = {
     "invalid": Kind(422, "Invalid input", "`errors` says where and why, as JSON pointers into the body."),
     "internal": Kind(500, "Internal error", "A fault of the service; its log has the details."),
     "store-unavailable": Kind(
-        503, "Store unavailable", "The database did not answer in time; nothing was written. Repeat it later."
+        503,
+        "Store unavailable",
+        "The store can't be used now; `detail` says why. Nothing was written; repeat it later.",
     ),
     "not-started": Kind(
         503, "Not started yet", "The service has not started; it may wait for another process to release the store."
@@ -153,8 +158,8 @@ def of_store_error(error: StoreError) -> ProblemError:
         case GenerationChangedError():
             return ProblemError("lost-race")
         case StoreUnavailableError():
-            # The database's own words may name hosts and users, so they stay in the log.
-            return ProblemError("store-unavailable", headers={"retry-after": _RETRY_AFTER_SECONDS})
+            detail = f"{error}; nothing was written"
+            return ProblemError("store-unavailable", detail, headers={"retry-after": _RETRY_AFTER_SECONDS})
         case _:
             return ProblemError("internal")
 

@@ -203,7 +203,7 @@ class Supervisor:
             try:
                 await self._ledger.load()
             except StoreUnavailableError as error:
-                self._store_error = str(error)
+                self._note_store(str(error))
                 await asyncio.sleep(_STORE_RETRY_SECONDS)
             else:
                 return
@@ -222,12 +222,17 @@ class Supervisor:
             try:
                 await self._store.ping()
                 await self._ledger.flush()
-                self._store_error = None
+                self._note_store(None)
             except StoreUnavailableError as error:
-                if self._store_error is None:
-                    _log.error("store_unavailable", error=str(error))
-                self._store_error = str(error)
+                self._note_store(str(error))
             await asyncio.sleep(_PING_SECONDS)
+
+    def _note_store(self, error: str | None) -> None:
+        if error is not None and self._store_error is None:
+            _log.error("store_unavailable", error=error)
+        elif error is None and self._store_error is not None:
+            _log.info("store_available")
+        self._store_error = error
 
     async def _sample(self) -> None:
         while True:
@@ -246,7 +251,7 @@ class Supervisor:
                 await self._ledger.refresh()
                 timeout = _RECONCILE_SECONDS
             except StoreUnavailableError as error:
-                self._store_error = str(error)  # what is known goes on
+                self._note_store(str(error))  # what is known goes on
                 timeout = _STORE_RETRY_SECONDS
             for action in self._decide():
                 await self._act(action)

@@ -110,7 +110,7 @@ class Database:
         """Notice a full disk.
 
         Raises:
-            StoreUnavailableError: it is full.
+            StoreUnavailableError: it is full, or can't be looked at.
         """
         if self._path is not None:
             check_space(self._path)
@@ -180,6 +180,12 @@ class Database:
         name = "_".join(str(getattr(error, "sqlite_errorname", "")).split("_")[:2])
         if name == "SQLITE_INTERRUPT" and self._job is not None:
             return self._job.timed_out()
+        if name == "SQLITE_IOERR":
+            # Also said where the files beside the database find no room.
+            try:
+                self.check_space()
+            except StoreUnavailableError as full:
+                return full
         lasting, meaning = _MEANINGS.get(name, (True, "does not work; see what SQLite says"))
         kind = StoreError if opening and lasting else StoreUnavailableError
         return kind(f"the store {self.name} {meaning} ({error})")

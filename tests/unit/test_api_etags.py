@@ -33,20 +33,42 @@ async def test_a_fitting_if_match_lets_the_write_pass(api: Api, tags: str) -> No
     assert (response.status_code, response.headers["etag"]) == (200, '"2"')
 
 
-@pytest.mark.parametrize("tags", ['"2"', 'W/"1"', "1", "", '"x", "1x"', '"1'])
+WRITES: list[tuple[str, str, Any]] = [
+    ("PUT", PLANT, document(wrap_as_json=True)),
+    ("PATCH", PLANT, {"wrap_as_json": True}),
+    ("DELETE", PLANT, None),
+    ("POST", f"{PLANT}/pause", None),
+    ("POST", f"{PLANT}/resume", None),
+    ("POST", f"{PLANT}/restart", None),
+    ("POST", f"{PLANT}/reset-session", None),
+]
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"),
+    [
+        ("1", 'the quotes are part of an ETag: send If-Match: "1"'),
+        ('"1', 'If-Match must be a list of ETags with their quotes, such as "3", or *.'),
+        ('"1", 1x', 'If-Match must be a list of ETags with their quotes, such as "3", or *.'),
+        ('*, "1"', 'If-Match must be a list of ETags with their quotes, such as "3", or *.'),
+    ],
+)
+async def test_an_if_match_that_is_no_list_of_etags_is_malformed_for_every_write(
+    api: Api, tags: str, said: str
+) -> None:
+    await api.create()
+    for method, path, body in WRITES:
+        response = await api.http.request(method, path, json=body, headers={"if-match": tags})
+        assert problem(response, 400, "malformed-if-match")["detail"] == said
+    stored = await api.store.mapping("plant")
+    assert (stored.generation, api.runtime.wakes) == (1, 1)
+
+
+@pytest.mark.parametrize("tags", ['"2"', 'W/"1"', "", '"x", "1x"', '"2", , W/"1"'])
 async def test_any_other_if_match_is_stale_for_every_write(api: Api, tags: str) -> None:
     await api.create()
     headers = {"if-match": tags}
-    requests: list[tuple[str, str, Any]] = [
-        ("PUT", PLANT, document(wrap_as_json=True)),
-        ("PATCH", PLANT, {"wrap_as_json": True}),
-        ("DELETE", PLANT, None),
-        ("POST", f"{PLANT}/pause", None),
-        ("POST", f"{PLANT}/resume", None),
-        ("POST", f"{PLANT}/restart", None),
-        ("POST", f"{PLANT}/reset-session", None),
-    ]
-    for method, path, body in requests:
+    for method, path, body in WRITES:
         response = await api.http.request(method, path, json=body, headers=headers)
         assert '"1"' in problem(response, 412, "stale-if-match")["detail"]
     stored = await api.store.mapping("plant")

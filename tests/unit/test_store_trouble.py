@@ -259,6 +259,28 @@ async def test_a_full_disk_at_the_start_is_said_to_be_full(small_disk: Path) -> 
         await Store(f"sqlite:///{small_disk}/store.db", client_id_of=lambda _: "").open()
 
 
+async def test_a_disk_that_was_filled_while_the_service_was_away_is_said_to_be_full(small_disk: Path) -> None:
+    store = Store(f"sqlite:///{small_disk}/store.db", client_id_of=lambda _: "")
+    await store.open()
+    await store.close()
+    fill(small_disk / "filler")
+    with pytest.raises(StoreUnavailableError, match=r"disk.* is full; free some space"):
+        await store.open()
+
+
+async def test_a_disk_that_fails_and_is_not_full_is_said_to_fail(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Transaction) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorname = "SQLITE_IOERR_READ"
+        raise error
+
+    with pytest.raises(StoreUnavailableError, match="the disk reports an error; check the volume"):
+        await store._read(broken)
+    monkeypatch.setattr(location, "_LEAST_FREE_BYTES", 2**62)
+    with pytest.raises(StoreUnavailableError, match="is full"):
+        await store._read(broken)
+
+
 def test_a_disk_that_cannot_be_asked_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailableError, match="can't be reached: No such file"):
         location.check_space(tmp_path / "none")

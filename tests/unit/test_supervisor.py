@@ -331,6 +331,23 @@ async def test_a_store_that_fails_later_leaves_what_runs_alone_and_the_health_sa
 
 
 @in_virtual_time
+async def test_that_the_store_is_unavailable_and_that_it_is_back_is_logged_once_each(
+    tmp_path: Path, mqtt: FakeMqtt, kafka: FakeKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with supervising(tmp_path, mqtt, kafka) as plant:
+            failing_store(monkeypatch, plant.store)
+            plant.supervisor.wake()
+            await until(lambda: plant.supervisor.health().store_error == "the disk is gone")
+            await asyncio.sleep(100)
+            monkeypatch.undo()
+            await until(lambda: plant.supervisor.health().store_error is None)
+            await asyncio.sleep(100)
+    told = [(entry["log_level"], entry["event"]) for entry in logs if entry["event"].startswith("store_")]
+    assert told == [("error", "store_unavailable"), ("info", "store_available")]
+
+
+@in_virtual_time
 async def test_a_store_that_fails_at_the_start_is_tried_again(
     tmp_path: Path, mqtt: FakeMqtt, kafka: FakeKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
