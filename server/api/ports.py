@@ -36,3 +36,7 @@ class Runtime(Protocol):
     def client_id_of(self, spec: Mapping) -> str:
         """The effective MQTT client id; "" means the session is not durable."""
         ...
+
+    def record_limit(self) -> int | None:
+        """The largest record that is configured to be sent to Kafka, in bytes; None if only Kafka's own limit holds."""
+        ...

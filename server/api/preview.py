@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from server.api.bodies import read_json
 from server.api.problems import documented
+from server.api.services import Provided
 from server.api.validation import parse
 from server.core.mapping import Mapping, OnPoison
 from server.core.record import compile_record, size_of
@@ -107,7 +108,7 @@ class Preview(BaseModel):
     "/preview",
     responses=documented("malformed-json", "body-too-large", "unsupported-media-type", "invalid"),
 )
-async def preview(request: Request) -> Preview:
+async def preview(request: Request, services: Provided) -> Preview:
     """Tell which Kafka record a message would become, or why it would not; nothing is sent or stored."""
     asked = parse(PreviewRequest, await read_json(request))
     mapping, message = asked.mapping, asked.message
@@ -119,10 +120,16 @@ async def preview(request: Request) -> Preview:
     try:
         record = _record(mapping, message)
     except NotMappableError as error:
-        return Preview(
-            matched=True, poison=Poison(reason="not_mappable", detail=str(error)), on_poison=mapping.on_poison
-        )
+        return _poison(mapping, "not_mappable", str(error))
+    limit = services.runtime.record_limit()
+    if limit is not None and record.size > limit:
+        detail = f"the record has {record.size} bytes, message.max.bytes allows {limit}"
+        return _poison(mapping, "message_too_large", detail)
     return Preview(matched=True, record=record)
+
+
+def _poison(mapping: Mapping, reason: str, detail: str) -> Preview:
+    return Preview(matched=True, poison=Poison(reason=reason, detail=detail), on_poison=mapping.on_poison)
 
 
 def _record(mapping: Mapping, message: PreviewMessage) -> PreviewRecord:

@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
@@ -80,7 +81,7 @@ class Supervisor:
         self._wanted: dict[str, StoredMapping] = {}
         self._wanted_since: dict[str, float] = {}
         self._endings: dict[str, asyncio.Task[None]] = {}
-        self._notices: dict[str, list[str]] = {}
+        self._notices: dict[str, list[tuple[datetime, str]]] = {}
         self._wake = asyncio.Event()
         self._started = False
         self._running = False
@@ -97,6 +98,10 @@ class Supervisor:
         """The effective MQTT client id; "" means the session is not durable."""
         return spec.client_id(self._broker.connection.client_id)
 
+    def record_limit(self) -> int | None:
+        """The largest record that is configured to be sent to Kafka, in bytes; None if only Kafka's own limit holds."""
+        return self._cluster.options.record_limit
+
     def state(self, name: str) -> State:
         """The observed state of a mapping."""
         life = self._lives.get(name)
@@ -108,7 +113,9 @@ class Supervisor:
         forwarder = life.forwarder if life else self._forwarder(stored.spec.name)
         status = forwarder.status(stored, self._broker.connection.client_id)
         name, client_id = stored.spec.name, self.client_id_of(stored.spec)
-        notices = [*self._notices.get(name, []), *self._cluster.options.warnings]
+        # One that was created after the notice is another mapping of the same name.
+        own = (text for at, text in self._notices.get(name, []) if at >= stored.created_at)
+        notices = [*own, *self._cluster.options.warnings]
         owner = self._ledger.owners().get(client_id, name)
         if owner != name and owner in self._wanted:
             notices.append(
@@ -165,8 +172,8 @@ class Supervisor:
         self._waiting_for = reason
 
     def notice(self, name: str, text: str) -> None:
-        """Show a warning in the status of a mapping."""
-        self._notices.setdefault(name, []).append(text)
+        """Show a warning in the status of a mapping, for as long as it exists."""
+        self._notices.setdefault(name, []).append((datetime.now(UTC), text))
 
     async def run(self) -> None:
         """Run until `shutdown`. A part of it that crashes is said and started again, never missed in silence."""

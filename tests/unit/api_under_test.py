@@ -43,6 +43,7 @@ class FakeRuntime:
     facts: Health = field(default_factory=lambda: Health(started=True, supervisor_running=True))
     wakes: int = 0
     resets: list[str] = field(default_factory=list)
+    limit: int | None = None
 
     def wake(self) -> None:
         self.wakes += 1
@@ -71,6 +72,9 @@ class FakeRuntime:
 
     def client_id_of(self, spec: Mapping) -> str:
         return client_id_of(spec)
+
+    def record_limit(self) -> int | None:
+        return self.limit
 
 
 @dataclass

@@ -74,6 +74,23 @@ async def test_a_message_that_can_not_be_mapped_is_told_with_what_happens_to_it(
     assert "needs topic level 4" in found["poison"]["detail"]
 
 
+async def test_a_record_over_the_configured_limit_is_poison_and_one_at_the_limit_is_not(api: Api) -> None:
+    message = {"topic": "plant/1", "payload": "x" * 2000}
+    size = (await preview(api, message))["record"]["size"]
+    api.runtime.limit = size
+    assert (await preview(api, message))["record"]["size"] == size
+    api.runtime.limit = size - 1
+    found = await preview(api, message, on_poison="drop")
+    assert found == NOTHING | {
+        "matched": True,
+        "poison": {
+            "reason": "message_too_large",
+            "detail": f"the record has {size} bytes, message.max.bytes allows {size - 1}",
+        },
+        "on_poison": "drop",
+    }
+
+
 @pytest.mark.parametrize(
     ("message", "expected"),
     [

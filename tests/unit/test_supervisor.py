@@ -451,6 +451,29 @@ async def test_the_status_of_a_mapping_shows_notices_also_before_it_runs(
 
 
 @in_virtual_time
+async def test_a_notice_is_of_the_mapping_there_was_and_not_of_the_next_with_its_name(
+    tmp_path: Path, mqtt: FakeMqtt, kafka: FakeKafka
+) -> None:
+    async with supervising(tmp_path, mqtt, kafka) as plant:
+        stored = await plant.store.create(spec_of("a", paused=True))
+        plant.supervisor.notice("a", "the file's entry was skipped")
+        changed = await plant.change("a", wrap_as_json=True)
+        assert plant.supervisor.status(changed).warnings == ["the file's entry was skipped"]
+        await plant.delete("a")
+        stored = await plant.store.create(spec_of("a", paused=True))
+        assert plant.supervisor.status(stored).warnings == []
+
+
+@pytest.mark.parametrize(("options", "limit"), [({}, None), ({"message.max.bytes": 2000}, 2000)])
+async def test_the_limit_of_a_record_is_the_configured_one(
+    tmp_path: Path, mqtt: FakeMqtt, options: dict[str, int], limit: int | None
+) -> None:
+    store = Store(f"sqlite:///{tmp_path}/x.db", client_id_of=lambda spec: spec.client_id("base"))
+    supervisor = Supervisor(store, mqtt.broker(), Cluster("kafka:9092", translate(options)), memory_budget=1)
+    assert supervisor.record_limit() == limit
+
+
+@in_virtual_time
 async def test_before_it_runs_the_health_says_what_it_waits_for(tmp_path: Path, mqtt: FakeMqtt) -> None:
     store = Store(f"sqlite:///{tmp_path}/x.db", client_id_of=lambda spec: spec.client_id("base"))
     supervisor = Supervisor(store, mqtt.broker(), Cluster("kafka:9092", translate({})), memory_budget=1)
