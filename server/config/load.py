@@ -13,7 +13,7 @@ from server.config.interpolation import interpolate
 from server.config.schema import Model, build, did_you_mean
 from server.core.connections import KafkaConnection, MqttConnection
 from server.core.kafka_options import KafkaOptionsError, translate
-from server.core.mapping import Mapping
+from server.core.mapping import Mapping, effective_client_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -102,7 +102,7 @@ class _Reading:
 
     def config(self) -> Config:
         mqtt, kafka = self._mqtt(), self._kafka()
-        forwarding = self._forwarding(mqtt.client_id if mqtt else "")
+        forwarding = self._forwarding()
         if mqtt is None or kafka is None or self._problems:
             raise ConfigError(self._source, self._problems)
         return Config(mqtt, kafka, forwarding, tuple(self._warnings))
@@ -128,11 +128,9 @@ class _Reading:
         section = self._section("mqtt")
         if section is None:
             return None
+        self._add(_not_supported_yet(section))
         mqtt = self._build(MqttConnection, section, ("mqtt",), section.line)
-        if mqtt is None:
-            return None
-        self._add(_not_supported_yet(mqtt, section))
-        if not mqtt.client_id:
+        if mqtt is not None and not mqtt.client_id:
             self._warnings.append(
                 "mqtt.client_id is not set: the sessions of mappings without a client id of their own are not durable, "
                 "and the broker keeps nothing for them while they are not connected"
@@ -172,7 +170,7 @@ class _Reading:
         if translated.bootstrap_servers is not None and address_is_set:
             self._warnings.append("kafka.config: bootstrap.servers wins over kafka.bootstrap_server and kafka.port")
 
-    def _forwarding(self, base_client_id: str) -> tuple[FileEntry, ...]:
+    def _forwarding(self) -> tuple[FileEntry, ...]:
         node, written = self._document.entries.get("forwarding"), self._written.entries.get("forwarding")
         if node is None or is_null(node) or (isinstance(node, Sequence) and not node.items):
             self._warnings.append("forwarding has no entries: a file without entries deletes nothing")
@@ -180,43 +178,53 @@ class _Reading:
         if not isinstance(node, Sequence) or not isinstance(written, Sequence):
             self._add([Problem(node.line, "forwarding", "expected a list of mappings")])
             return ()
-        entries: dict[int, FileEntry] = {}
+        entries: list[FileEntry] = []
         for index, (item, original) in enumerate(zip(node.items, written.items, strict=True)):
             path: Path = ("forwarding", index)
             if not isinstance(item, Table):
                 self._add([Problem(item.line, dotted(path), "expected a mapping with name, mqtt and kafka")])
             elif mapping := self._build(Mapping, item, path, item.line):
-                entries[index] = FileEntry(mapping, _digest(original), item.line)
-        self._check_unique_names(node)
-        self._check_unique_client_ids(entries, base_client_id)
-        return tuple(entries.values())
+                entries.append(FileEntry(mapping, _digest(original), item.line))
+        self._check_unique(node)
+        return tuple(entries)
 
-    def _check_unique_names(self, forwarding: Sequence) -> None:
-        # Of the entries as they are, because a name is also taken by one that is otherwise not valid.
+    def _check_unique(self, forwarding: Sequence) -> None:
+        # Of the entries as they are, because names and client ids are also taken by those that are otherwise not valid.
+        base = _scalar(self._document, "mqtt", "client_id")
         lines: dict[str, int] = {}
+        owners: dict[str, tuple[str, int]] = {}
         for index, item in enumerate(forwarding.items):
-            name = item.entries.get("name") if isinstance(item, Table) else None
-            if not isinstance(name, Scalar) or is_null(name):
+            name, own = _scalar(item, "name"), _scalar(item, "mqtt", "client_id")
+            if name is None or not name.text:
                 continue
             if name.text in lines:
                 where = dotted(("forwarding", index, "name"))
                 self._add([Problem(name.line, where, f"the entry in line {lines[name.text]} has the same name")])
             lines.setdefault(name.text, name.line)
-
-    def _check_unique_client_ids(self, entries: dict[int, FileEntry], base: str) -> None:
-        first: dict[str, FileEntry] = {}
-        for index, entry in entries.items():
-            client_id = entry.mapping.client_id(base)
-            other = first.setdefault(client_id, entry)
-            if client_id and other.mapping.name != entry.mapping.name:
+            client_id = effective_client_id(base.text if base else "", name.text, own.text if own else None)
+            owner, line = owners.setdefault(client_id, (name.text, item.line))
+            if client_id and owner != name.text:
                 where = dotted(("forwarding", index, "mqtt", "client_id"))
-                message = f"the entry in line {other.line} has the same MQTT client id, and would take over its session"
-                self._add([Problem(entry.line, where, message)])
+                message = f"the entry in line {line} has the same MQTT client id, and would take over its session"
+                self._add([Problem(own.line if own else item.line, where, message)])
 
 
-def _not_supported_yet(mqtt: MqttConnection, section: Table) -> list[Problem]:
+def _scalar(node: Node, *path: str) -> Scalar | None:
+    """Find a value; None if it is not there, null, or something else than a single value."""
+    for key in path:
+        if not isinstance(node, Table) or key not in node.entries:
+            return None
+        node = node.entries[key]
+    return node if isinstance(node, Scalar) and not is_null(node) else None
+
+
+def _not_supported_yet(section: Table) -> list[Problem]:
     """Refuse what is understood but what no adapter does so far: the one place to delete from when it does."""
-    wanted = {"transport": mqtt.transport != "tcp", "tls": mqtt.tls is not None}
+    transport, tls = _scalar(section, "transport"), section.entries.get("tls")
+    wanted = {
+        "transport": transport is not None and transport.text == "websocket",
+        "tls": isinstance(tls, Table) and not all(is_null(value) for value in tls.entries.values()),
+    }
     return [
         Problem(section.key_lines[key], dotted(("mqtt", key)), "is not supported yet")
         for key, is_wanted in wanted.items()

@@ -127,8 +127,8 @@ def _problems(errors: list[ErrorDetails], section: Table, base: Path, line: int)
     for error in errors:
         inside, at, node = _locate(section, error["loc"], line)
         path = (*base, *inside)
-        if error["type"] == "missing":
-            path = (*path, error["loc"][-1])
+        if error["type"] == "missing" or (not inside and error["loc"]):
+            path = (*path, error["loc"][-1])  # a key that is not there, and whose default won't do
         messages.setdefault((at, path), []).append(_message(error, node, path))
     # A list that is wrong inside is also "not a string" where a string would do; only the inner error helps.
     return [

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from server.core.template import TemplateError, compile_template
 from server.core.topics import filter_error, kafka_topic_error, mqtt_string_error, uncovered
@@ -112,6 +112,13 @@ def _checked_template(source: str) -> str:
     return source
 
 
+def effective_client_id(base: str, name: str, own: str | None) -> str:
+    """The MQTT client id of the mapping `name`, "" for none; `own` is its `mqtt.client_id`, `base` the connection's."""
+    if own is not None:
+        return own
+    return f"{base}-{name}" if base else ""
+
+
 class Mapping(_Spec):
     """One mapping: MQTT topic filters to a Kafka topic."""
 
@@ -121,7 +128,7 @@ class Mapping(_Spec):
     kafka: KafkaTarget
     wrap_as_json: bool = False
     on_poison: OnPoison = OnPoison.STOP
-    dead_letter_topic: str | None = None
+    dead_letter_topic: str | None = Field(None, validate_default=True)
     buffer_bytes: int = Field(DEFAULT_BUFFER_BYTES, ge=1024, description="memory for what is in flight, bytes")
 
     @field_validator("name")
@@ -133,29 +140,26 @@ class Mapping(_Spec):
             raise ValueError("a name must not be '.' or '..': web clients take them out of URLs")
         return name
 
+    # Not a rule of the whole model, which would be checked only once every field is right.
     @field_validator("dead_letter_topic")
     @classmethod
-    def _valid_dead_letter_topic(cls, topic: str | None) -> str | None:
-        if topic is not None and (error := kafka_topic_error(topic)):
+    def _valid_dead_letter_topic(cls, topic: str | None, info: ValidationInfo) -> str | None:
+        target: KafkaTarget | None = info.data.get("kafka")
+        if topic is None:
+            if info.data.get("on_poison") is OnPoison.DEAD_LETTER:
+                raise ValueError("on_poison: dead_letter needs a dead_letter_topic")
+        elif error := kafka_topic_error(topic):
             raise ValueError(error)
+        elif target is not None and topic == target.topic:
+            raise ValueError(f"must differ from kafka.topic, both are {topic!r}")
         return topic
-
-    @model_validator(mode="after")
-    def _dead_letters_have_a_topic(self) -> Self:
-        if self.on_poison is OnPoison.DEAD_LETTER and self.dead_letter_topic is None:
-            raise ValueError("on_poison: dead_letter needs a dead_letter_topic")
-        if self.dead_letter_topic is not None and self.dead_letter_topic == self.kafka.topic:
-            raise ValueError(f"dead_letter_topic must differ from kafka.topic, both are {self.kafka.topic!r}")
-        return self
 
     def client_id(self, base: str) -> str:
         """The MQTT client id of this mapping's session; "" means the session is not durable.
 
         `base` is the connection's `mqtt.client_id`. An empty id of the mapping's own is also not durable.
         """
-        if self.mqtt.client_id is not None:
-            return self.mqtt.client_id
-        return f"{base}-{self.name}" if base else ""
+        return effective_client_id(base, self.name, self.mqtt.client_id)
 
     def document(self) -> dict[str, Any]:
         """The mapping as plain data, as the API shows it and the store keeps it."""

@@ -239,10 +239,61 @@ def test_a_rule_that_is_broken_is_named() -> None:
     entry = "forwarding:\n  - name: n\n    on_poison: dead_letter\n    mqtt: {topic: a#}\n    kafka: {topic: k}\n"
 
     assert _lines(_SECTIONS + entry) == [
-        "config.yaml:6: forwarding[0].mqtt.topic: 'a#': '#' must stand alone in the last level, but level 1 is 'a#'"
+        "config.yaml:4: forwarding[0].dead_letter_topic: on_poison: dead_letter needs a dead_letter_topic",
+        "config.yaml:6: forwarding[0].mqtt.topic: 'a#': '#' must stand alone in the last level, but level 1 is 'a#'",
     ]
     assert _lines(_SECTIONS + entry.replace("a#", "a")) == [
-        "config.yaml:4: forwarding[0]: on_poison: dead_letter needs a dead_letter_topic"
+        "config.yaml:4: forwarding[0].dead_letter_topic: on_poison: dead_letter needs a dead_letter_topic"
+    ]
+
+
+def test_what_is_wrong_with_a_field_hides_no_broken_rule_and_no_clash() -> None:
+    assert _lines("""        mqtt: {client_id: c, port: many, transport: websocket, tls: {ca_cert: ca.pem}}
+        kafka: {}
+        forwarding:
+          - name: a
+            on_poison: dead_letter
+            mqtt: {topic: a, qos: 5}
+            kafka: {topic: k}
+          - name: b
+            dead_letter_topic: k
+            mqtt: {topic: "#/b", client_id: c-a}
+            kafka: {topic: k}
+          - {name: c, mqtt: {client_id: c-b}, kafka: {topic: k}}
+          - {name: d, mqtt: {topic: d, client_id: [c-b]}, kafka: {topic: k}}
+          - {name: e, mqtt: 5, kafka: {topic: k}}
+        """) == [
+        "config.yaml:1: mqtt.host: is required",
+        "config.yaml:1: mqtt.port: should be a valid integer, unable to parse string as an integer",
+        "config.yaml:1: mqtt.tls: is not supported yet",
+        "config.yaml:1: mqtt.transport: is not supported yet",
+        "config.yaml:4: forwarding[0].dead_letter_topic: on_poison: dead_letter needs a dead_letter_topic",
+        "config.yaml:6: forwarding[0].mqtt.qos: should be 0, 1 or 2",
+        "config.yaml:9: forwarding[1].dead_letter_topic: must differ from kafka.topic, both are 'k'",
+        (
+            "config.yaml:10: forwarding[1].mqtt.client_id: the entry in line 4 has the same MQTT client id, and "
+            "would take over its session"
+        ),
+        "config.yaml:10: forwarding[1].mqtt.topic: '#/b': '#' must stand alone in the last level, but level 1 is '#'",
+        "config.yaml:12: forwarding[2].mqtt.topic: is required",
+        "config.yaml:13: forwarding[3].mqtt.client_id: should be a valid string",
+        "config.yaml:14: forwarding[4].mqtt: expected a section of keys",
+    ]
+
+
+def test_client_ids_that_are_not_known_do_not_clash() -> None:
+    assert _lines("""        mqtt: {host: h, client_id: "${BASE}"}
+        kafka: {}
+        forwarding:
+          - {name: a, mqtt: {topic: a}, kafka: {topic: k}}
+          - {name: "${ONE}", mqtt: {topic: a, client_id: "${TWO}"}, kafka: {topic: k}}
+          - {name: b, mqtt: {topic: a, client_id: "-a"}, kafka: {topic: k}}
+          - {mqtt: {topic: a}, kafka: {topic: k}}
+        """) == [
+        "config.yaml:1: mqtt.client_id: the environment variable BASE is not set",
+        "config.yaml:5: forwarding[1].mqtt.client_id: the environment variable TWO is not set",
+        "config.yaml:5: forwarding[1].name: the environment variable ONE is not set",
+        "config.yaml:7: forwarding[3].name: is required",
     ]
 
 
