@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from server.config.errors import ConfigError
 from server.config.load import load_config
+from server.core.address import address
 from server.logs import configure_logging
 from server.settings import Settings
 from server.store.errors import StoreError
@@ -100,7 +101,7 @@ async def _until_signalled(service: Service, listening: socket.socket) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _asked_to_end, server, number)
     host, port = listening.getsockname()[:2]
-    structlog.get_logger().info("serving", url=f"http://{host}:{port}", pid=os.getpid())
+    structlog.get_logger().info("serving", url=f"http://{address(host, port)}", pid=os.getpid())
 
     def end() -> None:
         server.should_exit = True
@@ -170,8 +171,8 @@ def _listen(settings: Settings) -> socket.socket:
         return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
     except OSError as error:
         _refuse(
-            f"can't listen on {settings.host}:{settings.port}: {error.strerror}; set MKF_HOST and MKF_PORT to an "
-            "address that is free here"
+            f"can't listen on {address(settings.host, settings.port)}: {error.strerror}; set MKF_HOST and MKF_PORT to "
+            "an address that is free here"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, cast
 
 from server.config.document import Node, Scalar, Sequence, Table, is_null, plain, read_document
@@ -159,7 +160,7 @@ class _Reading:
         texts = {key: node.text for key, node in options.entries.items() if isinstance(node, Scalar)}
         present = {key: text for key, text in texts.items() if not is_null(options.entries[key])}
         try:
-            translated = translate(present)
+            translated = translate(present, gssapi_installed=find_spec("gssapi") is not None)
         except KafkaOptionsError as error:
             self._add(
                 Problem(options.key_lines[key], dotted(("kafka", "config", key)), message)

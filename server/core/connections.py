@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
+from server.core.address import address
 from server.core.topics import mqtt_string_error
 
 Protocol = Literal["auto", "5", "3.1.1"]
@@ -81,7 +82,7 @@ class MqttConnection(_Section):
     @property
     def address(self) -> str:
         """`host:port`, for messages to people."""
-        return f"{self.host}:{self.port}"
+        return address(self.host, self.port)
 
 
 class KafkaConnection(_Section):
@@ -95,4 +96,4 @@ class KafkaConnection(_Section):
     def address(self) -> str:
         """The bootstrap address, `host:port`, unless `config` names other servers."""
         servers = self.config.get("bootstrap.servers") or self.config.get("metadata.broker.list")
-        return str(servers) if servers else f"{self.bootstrap_server}:{self.port}"
+        return str(servers) if servers else address(self.bootstrap_server, self.port)

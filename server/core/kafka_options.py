@@ -25,6 +25,7 @@ from server.core.librdkafka_values import (
     milliseconds,
     partitioner,
     refresh_ms,
+    servers,
     text,
     whole,
 )
@@ -63,16 +64,6 @@ class SslFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class OauthClient:
-    """An OIDC client that fetches the tokens of SASL OAUTHBEARER."""
-
-    client_id: str
-    client_secret: str = field(repr=False)
-    token_endpoint_url: str
-    scope: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class KafkaOptions:
     """`kafka.config`, translated.
 
@@ -86,7 +77,6 @@ class KafkaOptions:
     linger_ms: float | None = None
     record_limit: int | None = None
     partitioner: str = DEFAULT_PARTITIONER
-    oauth: OauthClient | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -109,8 +99,8 @@ _NO_KEYTAB = _Refused("the process uses the ticket cache it finds; run kinit and
 
 # One row per name; the first of two names with one target wins. A name with `*` is a pattern; exact rows win over it.
 _TABLE: dict[str, _Option | _Refused] = {
-    "bootstrap.servers": _Option("bootstrap_servers", filled),
-    "metadata.broker.list": _Option("bootstrap_servers", filled),
+    "bootstrap.servers": _Option("bootstrap_servers", servers),
+    "metadata.broker.list": _Option("bootstrap_servers", servers),
     "client.id": _Option("client_id", filled),
     "security.protocol": _Option("security_protocol", choice("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")),
     "ssl.ca.location": _Option("ssl:ca_location", ca_location),
@@ -133,11 +123,6 @@ _TABLE: dict[str, _Option | _Refused] = {
     "sasl.username": _Option("sasl_plain_username", text),
     "sasl.password": _Option("sasl_plain_password", text),
     "sasl.kerberos.service.name": _Option("sasl_kerberos_service_name", filled),
-    "sasl.oauthbearer.method": _Option("oauth:method", choice("default", "oidc")),
-    "sasl.oauthbearer.client.id": _Option("oauth:client_id", filled),
-    "sasl.oauthbearer.client.secret": _Option("oauth:client_secret", filled),
-    "sasl.oauthbearer.scope": _Option("oauth:scope", filled),
-    "sasl.oauthbearer.token.endpoint.url": _Option("oauth:token_endpoint_url", filled),
     "compression.type": _Option("compression_type", compression),
     "compression.codec": _Option("compression_type", compression),
     "linger.ms": _Option("linger_ms", milliseconds),
@@ -168,8 +153,8 @@ _PATTERNS = {name: row for name, row in _TABLE.items() if "*" in name}
 _NOT_PRODUCER_ARGUMENTS = {"bootstrap_servers", "linger_ms", "record_limit", "partitioner", "endpoint_identification"}
 
 
-def translate(config: Mapping[str, Scalar]) -> KafkaOptions:
-    """Translate `kafka.config`; a null value counts as absent.
+def translate(config: Mapping[str, Scalar], *, gssapi_installed: bool = True) -> KafkaOptions:
+    """Translate `kafka.config`; a null value counts as absent. Without the package gssapi Kerberos is refused.
 
     Raises:
         KafkaOptionsError: names that are refused or unknown, values out of range, options that contradict each other.
@@ -193,7 +178,7 @@ def translate(config: Mapping[str, Scalar]) -> KafkaOptions:
 
     values, source = _read(given, problems, warnings)
     _check_acks(values, source, problems, warnings)
-    ssl, oauth = _security(values, source, problems, warnings)
+    ssl = _security(values, source, problems, warnings, gssapi_installed=gssapi_installed)
     if problems:
         raise KafkaOptionsError(problems)
     if ignored:
@@ -210,7 +195,6 @@ def translate(config: Mapping[str, Scalar]) -> KafkaOptions:
         linger_ms=values.get("linger_ms"),
         record_limit=values.get("record_limit"),
         partitioner=values.get("partitioner", DEFAULT_PARTITIONER),
-        oauth=oauth,
         warnings=tuple(warnings),
     )
 
@@ -264,8 +248,13 @@ def _check_acks(
 
 
 def _security(
-    values: dict[str, Any], source: dict[str, str], problems: list[tuple[str, str]], warnings: list[str]
-) -> tuple[SslFiles | None, OauthClient | None]:
+    values: dict[str, Any],
+    source: dict[str, str],
+    problems: list[tuple[str, str]],
+    warnings: list[str],
+    *,
+    gssapi_installed: bool,
+) -> SslFiles | None:
     protocol = values.get("security_protocol", "PLAINTEXT")
     with_ssl, with_sasl = protocol.endswith("SSL"), protocol.startswith("SASL")
     unused = [
@@ -276,8 +265,9 @@ def _security(
     if unused:
         names = ", ".join(unused)
         warnings.append(f"kafka.config: without effect while security.protocol is {protocol.lower()}: {names}")
-    oauth = _sasl(values, source, problems) if with_sasl else None
-    return _ssl(values, source, problems, warnings) if with_ssl else None, oauth
+    if with_sasl:
+        _sasl(values, source, problems, gssapi_installed=gssapi_installed)
+    return _ssl(values, source, problems, warnings) if with_ssl else None
 
 
 def _ssl(
@@ -302,7 +292,9 @@ def _ssl(
     return SslFiles(**fields | {"check_hostname": check_hostname})
 
 
-def _sasl(values: dict[str, Any], source: dict[str, str], problems: list[tuple[str, str]]) -> OauthClient | None:
+def _sasl(
+    values: dict[str, Any], source: dict[str, str], problems: list[tuple[str, str]], *, gssapi_installed: bool
+) -> None:
     mechanism = values.setdefault("sasl_mechanism", "GSSAPI")  # librdkafka's default; aiokafka's is PLAIN
     asked_by = source.get("sasl_mechanism", "security.protocol")
     if mechanism in _MECHANISMS_WITH_PASSWORD:
@@ -311,17 +303,9 @@ def _sasl(values: dict[str, Any], source: dict[str, str], problems: list[tuple[s
             for key, target in (("sasl.username", "sasl_plain_username"), ("sasl.password", "sasl_plain_password"))
             if target not in values
         )
-    return _oauth(values, asked_by, problems) if mechanism == "OAUTHBEARER" else None
-
-
-def _oauth(values: dict[str, Any], asked_by: str, problems: list[tuple[str, str]]) -> OauthClient | None:
-    # The kafka adapter has no token provider yet; this line goes when it has one.
-    problems.append((asked_by, "OAUTHBEARER is not supported yet; use SCRAM-SHA-512 or PLAIN"))
-    if values.get("oauth:method") != "oidc":
-        problems.append((asked_by, "OAUTHBEARER needs sasl.oauthbearer.method=oidc"))
-    fields: dict[str, Any] = {
-        name: values.get(f"oauth:{name}") for name in ("client_id", "client_secret", "token_endpoint_url")
-    }
-    missing = [name for name, value in fields.items() if value is None]
-    problems.extend((asked_by, f"OAUTHBEARER needs sasl.oauthbearer.{name.replace('_', '.')}") for name in missing)
-    return None if missing else OauthClient(**fields, scope=values.get("oauth:scope"))
+    elif mechanism == "OAUTHBEARER":
+        problems.append((asked_by, "OAUTHBEARER is not supported yet; use SCRAM-SHA-512 or PLAIN"))
+    elif not gssapi_installed:
+        what = "GSSAPI (Kerberos)" if "sasl_mechanism" in source else "SASL without sasl.mechanism means GSSAPI, which"
+        missing = "needs the Python package gssapi, and it is not installed"
+        problems.append((asked_by, f"{what} {missing}; install it, or set sasl.mechanism to SCRAM-SHA-512 or PLAIN"))

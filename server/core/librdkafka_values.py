@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from server.core.address import server_list
+
 Scalar = str | int | float | bool | None
 Reader = Callable[[Scalar], Any]
 
@@ -24,6 +26,11 @@ def filled(value: Scalar) -> str:
     if not (text := str(value).strip()):
         raise ValueError("must not be empty")
     return text
+
+
+def servers(value: Scalar) -> str:
+    """Read a list of `host[:port]` with commas between them."""
+    return server_list(str(value))
 
 
 def flag(value: Scalar) -> bool:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+import structlog
 from typer.testing import CliRunner, Result
 
 from server import app as app_module
@@ -131,6 +132,7 @@ def test_a_host_that_is_not_ours_exits_2(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("MKF_HOST", "2001:db8::1")
     result = _run("serve")
     assert result.exit_code == 2
+    assert "[2001:db8::1]:8080" in result.stderr
     assert "MKF_HOST" in result.stderr
 
 
@@ -217,6 +219,20 @@ def test_asked_to_end_is_0_and_everything_else_is_1(
     _config(tmp_path)
     monkeypatch.setenv("MKF_PORT", "0")
     assert _run("serve").exit_code == code
+
+
+@pytest.mark.parametrize(("host", "written"), [("127.0.0.1", "http://127.0.0.1:"), ("::1", "http://[::1]:")])
+def test_the_url_it_serves_at_can_be_used_as_it_is_logged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: str, written: str
+) -> None:
+    monkeypatch.setattr(app_module, "Service", lambda *_: FakeService("signal"))
+    _config(tmp_path)
+    monkeypatch.setenv("MKF_PORT", "0")
+    monkeypatch.setenv("MKF_HOST", host)
+    with structlog.testing.capture_logs() as logs:
+        assert _run("serve").exit_code == 0
+    (url,) = (entry["url"] for entry in logs if entry["event"] == "serving")
+    assert url.startswith(written)
 
 
 def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

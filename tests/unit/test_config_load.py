@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from textwrap import dedent
 
@@ -103,6 +104,13 @@ def test_what_no_adapter_does_so_far_is_not_supported_yet(key: str, value: str) 
     assert _lines(f"mqtt:\n  host: h\n  {key}: {value}\nkafka: {{}}\n") == [
         f"config.yaml:3: mqtt.{key}: is not supported yet"
     ]
+
+
+def test_kerberos_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "mqtt: {host: h, client_id: c}\nkafka:\n  config:\n    security.protocol: sasl_plaintext\n"
+    monkeypatch.setitem(sys.modules, "gssapi", None)
+    [line] = _lines(text)
+    assert line.startswith("config.yaml:4: kafka.config.security.protocol: SASL without sasl.mechanism means GSSAPI")
 
 
 def test_values_come_from_the_environment_as_the_type_the_key_has() -> None:

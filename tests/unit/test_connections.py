@@ -72,3 +72,8 @@ def test_secrets_do_not_show() -> None:
 @pytest.mark.parametrize("name", ["bootstrap.servers", "metadata.broker.list"])
 def test_kafkas_address_is_what_the_options_say(name: str) -> None:
     assert KafkaConnection(config={name: "a:1,b:2"}).address == "a:1,b:2"
+
+
+def test_an_ipv6_address_is_in_brackets_before_its_port() -> None:
+    assert _mqtt(host="::1").address == "[::1]:1883"
+    assert KafkaConnection(bootstrap_server="::1", port=1).address == "[::1]:1"

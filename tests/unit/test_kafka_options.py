@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaProducer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.core.kafka_options import KafkaOptionsError, OauthClient, SslFiles, translate
+from server.core.kafka_options import KafkaOptionsError, SslFiles, translate
 from server.core.librdkafka_names import CONSUMER_ONLY_NAMES, PRODUCER_NAMES
 from tests import librdkafka
 
@@ -93,6 +93,7 @@ def test_a_name_becomes_aiokafkas_argument(name: str, value: Any, argument: str,
     [
         ("bootstrap.servers", "a:1,b:2", "bootstrap_servers", "a:1,b:2"),
         ("metadata.broker.list", "a", "bootstrap_servers", "a"),
+        ("bootstrap.servers", " [::1]:1 , b,", "bootstrap_servers", "[::1]:1,b"),
         ("linger.ms", "0.5", "linger_ms", 0.5),
         ("queue.buffering.max.ms", 5, "linger_ms", 5.0),
         ("message.max.bytes", 1000, "record_limit", 1000),
@@ -274,26 +275,58 @@ def test_without_a_mechanism_it_is_librdkafkas_gssapi() -> None:
     assert translate({"security.protocol": "sasl_plaintext"}).producer["sasl_mechanism"] == "GSSAPI"
 
 
-def test_oauthbearer_is_not_supported_yet() -> None:
-    oauth = {"security.protocol": "sasl_ssl", "sasl.mechanism": "OAUTHBEARER"}
-    complete = oauth | {
-        "sasl.oauthbearer.method": "OIDC",
-        "sasl.oauthbearer.client.id": "c",
-        "sasl.oauthbearer.client.secret": "hunter2",
-        "sasl.oauthbearer.token.endpoint.url": "https://t",
-    }
+@pytest.mark.parametrize(
+    ("options", "asked_by", "said"),
+    [
+        ({}, "security.protocol", "SASL without sasl.mechanism means GSSAPI, which needs the Python package gssapi"),
+        ({"sasl.mechanism": "GSSAPI"}, "sasl.mechanism", "GSSAPI (Kerberos) needs the Python package gssapi"),
+    ],
+)
+def test_kerberos_is_refused_where_its_package_is_not_installed(
+    options: dict[str, str], asked_by: str, said: str
+) -> None:
+    options = {"security.protocol": "sasl_plaintext"} | options
 
-    assert "not supported yet" in _problems(complete)["sasl.mechanism"]
-    with pytest.raises(KafkaOptionsError, match=r"needs sasl\.oauthbearer\.client\.secret"):
-        translate(oauth)
+    with pytest.raises(KafkaOptionsError) as refused:
+        translate(options, gssapi_installed=False)
+
+    assert refused.value.problems == [
+        (asked_by, f"{said}, and it is not installed; install it, or set sasl.mechanism to SCRAM-SHA-512 or PLAIN")
+    ]
+    assert translate(options, gssapi_installed=True).producer["sasl_mechanism"] == "GSSAPI"
+    translate(_SASL, gssapi_installed=False)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {
+            "sasl.oauthbearer.method": "OIDC",
+            "sasl.oauthbearer.client.id": "c",
+            "sasl.oauthbearer.client.secret": "hunter2",
+            "sasl.oauthbearer.token.endpoint.url": "https://t",
+        },
+    ],
+)
+def test_oauthbearer_is_not_supported_yet_in_one_line(more: dict[str, str]) -> None:
+    with pytest.raises(KafkaOptionsError) as refused:
+        translate({"security.protocol": "sasl_ssl", "sasl.mechanism": "OAUTHBEARER"} | more)
+
+    assert refused.value.problems == [
+        ("sasl.mechanism", "OAUTHBEARER is not supported yet; use SCRAM-SHA-512 or PLAIN")
+    ]
+
+
+@pytest.mark.parametrize("key", ["bootstrap.servers", "metadata.broker.list"])
+def test_servers_that_are_no_addresses_are_refused(key: str) -> None:
+    assert "expected host:port" in _problems({key: "localhost:9092x"})[key]
 
 
 def test_no_secret_shows_in_a_repr() -> None:
     config = _SASL | {"ssl.key.pem": "hunter2", "ssl.certificate.pem": "hunter2", "ssl.key.password": "hunter2"}
-    oauth = OauthClient(client_id="c", client_secret="hunter2", token_endpoint_url="https://t")
 
     assert "hunter2" not in repr(translate(config))
-    assert "hunter2" not in repr(oauth)
 
 
 @given(st.dictionaries(st.sampled_from(sorted(PRODUCER_NAMES | CONSUMER_ONLY_NAMES)), st.just("hunter2"), max_size=8))
