@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import RedirectResponse
 
 from server.api import actions, config_export, events, mappings, preview, problems
+from server.api.docs import documentation
 from server.api.failures import install_failures
 from server.api.health import probes
 from server.api.metrics import exposition
@@ -16,6 +17,7 @@ from server.api.ports import Runtime
 from server.api.services import Services, started
 from server.store.store import Store
 
+_TITLE = "MQTT to Kafka forwarder"
 _DESCRIPTION = (
     "Mappings take messages from MQTT topic filters to a Kafka topic. A mapping's ETag is its generation: send it as "
     "If-Match to write only what you have read. Errors are problem documents (RFC 9457), their `type` says more. "
@@ -34,10 +36,13 @@ def create_api(
 ) -> FastAPI:
     """Build the application; it does nothing with the store or the runtime before the first request."""
     app = DocumentedApi(
-        title="MQTT to Kafka forwarder",
+        title=_TITLE,
         description=_DESCRIPTION,
         version=version,
         lifespan=lifespan,
+        # FastAPI's own pages load their scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
         responses=problems.ANY_PROBLEM,
         # One schema per model, so that what GET shows and what PUT takes is visibly the same object.
         separate_input_output_schemas=False,
@@ -58,6 +63,7 @@ def create_api(
     app.include_router(probes(services, ready_strict=ready_strict))
     app.include_router(exposition(metrics))
     app.include_router(problems.router)
+    app.include_router(documentation(_TITLE))
     app.add_api_route("/", _to_docs, include_in_schema=False)
     return app
 

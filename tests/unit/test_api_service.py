@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urljoin
 
 import pytest
 import yaml
@@ -12,7 +15,6 @@ from tests.unit.api_under_test import MAPPINGS, Api, api_under_test, document, p
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 PROBES = ["/livez", "/health", "/startupz", "/readyz", "/healthz/forwarding"]
 WELL = Health(started=True, supervisor_running=True)
@@ -93,7 +95,33 @@ async def test_metrics_have_prometheus_content_type(api: Api) -> None:
 async def test_the_root_leads_to_the_documentation(api: Api) -> None:
     response = await api.http.get("/")
     assert (response.status_code, response.headers["location"]) == (307, "/docs")
-    assert (await api.http.get("/docs")).status_code == 200
+
+
+@pytest.mark.parametrize("base", ["http://forwarder/docs", "http://proxy/prefix/docs"])
+async def test_the_documentation_needs_nothing_from_outside(api: Api, base: str) -> None:
+    page = await api.http.get("/docs")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "//" not in page.text
+    assert page.headers["content-security-policy"].startswith("default-src 'self'; ")
+    files = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(files) == 3
+    assert "url: 'openapi.json'" in page.text
+    for reference in (*files, "openapi.json"):
+        prefix, _, path = urljoin(base, reference).partition(base.removesuffix("docs"))
+        assert prefix == ""
+        response = await api.http.get(f"/{path}")
+        assert (response.status_code, len(response.content) > 100) == (200, True)
+    kinds = {Path(name).suffix: (await api.http.get(f"/{name}")).headers["content-type"] for name in files}
+    assert kinds == {
+        ".css": "text/css; charset=utf-8",
+        ".js": "text/javascript; charset=utf-8",
+        ".png": "image/png",
+    }
+
+
+@pytest.mark.parametrize("path", ["/docs/redoc.standalone.js", "/docs/..%2Fcore.py", "/docs/none", "/redoc"])
+async def test_nothing_else_is_served_beside_the_documentation(api: Api, path: str) -> None:
+    problem(await api.http.get(path), 404, "not-found")
 
 
 async def test_events_come_newest_first_in_pages(api: Api) -> None:
