@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import structlog
 
 from server.api.application import create_api
+from server.core.address import is_loopback
 from server.core.kafka_options import translate
 from server.kafka.errorlog import ERROR_LOG
 from server.kafka.producer import Cluster
@@ -63,6 +64,7 @@ class Service:
             store=self.store,
             runtime=self._supervisor,
             ready_strict=settings.ready_strict,
+            loopback_only=is_loopback(settings.host),
             metrics=Metrics(self._supervisor).exposition,
             version=version("mqtt-kafka-forwarder"),
             lifespan=self._lifespan,

@@ -12,6 +12,7 @@ from server.api.failures import install_failures
 from server.api.health import probes
 from server.api.metrics import exposition
 from server.api.openapi import DocumentedApi
+from server.api.own_origin import OwnOrigin
 from server.api.paths import API, EncodedPaths
 from server.api.ports import Runtime
 from server.api.services import Services, started
@@ -30,11 +31,15 @@ def create_api(
     store: Store,
     runtime: Runtime,
     ready_strict: bool,
+    loopback_only: bool,
     metrics: Callable[[], bytes],
     version: str = "0",
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
-    """Build the application; it does nothing with the store or the runtime before the first request."""
+    """Build the application; it does nothing with the store or the runtime before the first request.
+
+    `loopback_only` says that it is listened for on loopback only.
+    """
     app = DocumentedApi(
         title=_TITLE,
         description=_DESCRIPTION,
@@ -50,6 +55,7 @@ def create_api(
     services = Services(store, runtime)
     app.state.services = services
     app.add_middleware(EncodedPaths)
+    app.add_middleware(OwnOrigin, loopback_only=loopback_only)
     install_failures(app)
 
     api = APIRouter(

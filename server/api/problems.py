@@ -42,6 +42,18 @@ KINDS: dict[str, Kind] = {
     "malformed-if-match": Kind(
         400, "Malformed If-Match", 'If-Match must be a list of ETags with their quotes, such as "3", or *.'
     ),
+    "cross-site": Kind(
+        403,
+        "Cross-site request",
+        "The request's Origin is not its Host: a web page from elsewhere must not change anything here. A proxy has to "
+        "pass Host on as it is.",
+    ),
+    "foreign-host": Kind(
+        403,
+        "Foreign host name",
+        "The service listens on loopback only, and the request's Host is another name, as when a web page makes its "
+        "own name lead here. Use localhost; a proxy on this machine has to send Host: localhost.",
+    ),
     "not-found": Kind(404, "Not found", "Nothing is served at this path. /docs lists what there is."),
     "mapping-not-found": Kind(
         404,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 
 _SERVER = re.compile(r"(?:\[(?P<ipv6>[^\[\]]*)\]|[\w.-]+)(?::(?P<port>\d{1,5}))?")
 _PORTS = range(1, 65_536)
@@ -12,6 +12,14 @@ _PORTS = range(1, 65_536)
 def address(host: str, port: int) -> str:
     """Write an address."""
     return f"[{host}]:{port}" if _is_ipv6(host) else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine itself is reached by this name or address."""
+    try:
+        return host.lower() == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def server_list(text: str) -> str:

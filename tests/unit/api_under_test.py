@@ -100,7 +100,7 @@ async def api_under_test(folder: Path, **options: Any) -> AsyncIterator[Api]:
     store = Store(f"sqlite:///{folder}/store.db", client_id_of=client_id_of)
     await store.open()
     runtime = FakeRuntime()
-    settings: dict[str, Any] = {"ready_strict": False, "metrics": lambda: b"m 1\n"} | options
+    settings: dict[str, Any] = {"ready_strict": False, "loopback_only": False, "metrics": lambda: b"m 1\n"} | options
     app = create_api(store=store, runtime=runtime, **settings)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from aiokafka.conn import collect_hosts
 
-from server.core.address import address, server_list
+from server.core.address import address, is_loopback, server_list
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,17 @@ from server.core.address import address, server_list
 )
 def test_an_ipv6_address_is_written_in_brackets(host: str, expected: str) -> None:
     assert address(host, 80) == expected
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        *(("localhost", True), ("LocalHost", True), ("127.0.0.1", True), ("127.8.9.1", True), ("::1", True)),
+        *(("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("localhost.example", False), ("", False)),
+    ],
+)
+def test_loopback_is_told_by_its_name_and_its_addresses(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import structlog
 
@@ -154,6 +155,15 @@ async def test_a_crash_of_the_part_that_forwards_is_said_and_ends_the_service(
             assert service.crashed
     (crash,) = [entry for entry in logs if entry["event"] == "service_crashed"]
     assert isinstance(crash["exc_info"], ZeroDivisionError)
+
+
+@pytest.mark.parametrize(("host", "status"), [("127.0.0.1", 403), ("localhost", 403), ("0.0.0.0", 200)])
+async def test_only_a_service_on_loopback_minds_by_which_name_it_is_called(
+    tmp_path: Path, host: str, status: int
+) -> None:
+    api = _service(tmp_path, host=host).api
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://evil.example") as client:
+        assert (await client.get("/livez")).status_code == status
 
 
 def _events(logs: list[MutableMapping[str, Any]], event: str) -> list[MutableMapping[str, Any]]:
