@@ -18,7 +18,8 @@ router = APIRouter(prefix="/mappings/{name}", tags=["operation"])
 
 LOST = (
     "The broker discards with the session what it has queued for this mapping and what it sent without getting an "
-    "acknowledgement. None of it reaches Kafka, unless it had been written there already. Retained messages come again."
+    "acknowledgement. None of it reaches Kafka, unless it had been written there already. What is published until the "
+    "mapping is resumed is lost too: nobody queues it. Retained messages come again."
 )
 _COMMON = ("malformed-if-match", "mapping-not-found", "lost-race", "stale-if-match", "store-unavailable")
 

@@ -101,7 +101,10 @@ def read_document(text: str, source: str) -> Node | None:
         root = reader.document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        message = ", ".join(_QUOTED.sub("...", part) for part in (error.context, error.problem) if part)
+        if mark and text[mark.index : mark.index + 1] == "\t":
+            message = "a tab, where YAML takes only spaces"
+        else:
+            message = ", ".join(_QUOTED.sub("...", part) for part in (error.context, error.problem) if part)
         syntax = Problem(mark.line + 1 if mark else None, "", f"not valid YAML: {message}")
         raise ConfigError(source, [*reader.problems, syntax]) from None
     except ReaderError as error:

@@ -174,7 +174,6 @@ class _Reading:
     def _forwarding(self) -> tuple[FileEntry, ...]:
         node, written = self._document.entries.get("forwarding"), self._written.entries.get("forwarding")
         if node is None or is_null(node) or (isinstance(node, Sequence) and not node.items):
-            self._warnings.append("forwarding has no entries: a file without entries deletes nothing")
             return ()
         if not isinstance(node, Sequence) or not isinstance(written, Sequence):
             self._add([Problem(node.line, "forwarding", "expected a list of mappings")])

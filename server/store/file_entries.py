@@ -67,10 +67,10 @@ def _plan_removed(
 ) -> None:
     removed = sorted(set(digests) - names)
     if not names:
-        kept = [name for name in removed if name in stored and stored[name].origin == "file"]
+        kept = ", ".join(repr(name) for name in sorted(stored) if stored[name].origin == "file")
         plan.warnings.append(
             "the configuration file has no forwarding entries, so nothing was deleted; mappings that came from it: "
-            + (", ".join(map(repr, kept)) or "none")
+            + (kept or "none")
         )
         return
     for name in removed:

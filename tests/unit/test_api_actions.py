@@ -80,7 +80,8 @@ async def test_a_reset_says_what_it_loses_and_is_recorded(api: Api) -> None:
     await api.create(paused=True)
     api.runtime.states["plant"] = State.PAUSED
     found = await act(api, "reset-session")
-    assert "queued" in str(found["lost"])
+    assert "has queued for this mapping" in str(found["lost"])
+    assert "published until the mapping is resumed is lost too" in str(found["lost"])
     assert api.runtime.resets == ["plant"]
     assert await api.actions() == ["reset session", "create"]
 

@@ -93,6 +93,14 @@ def test_syntax_errors_have_their_line_and_do_not_repeat_the_text() -> None:
     assert _problems("a: 1\nb: [1\nc: 2\n")[-1][0] in {2, 3}
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("é:\n\tb: 1\n", 2), ("a:\r\n  b: 1\r\n \tc: 2\r\n", 3), ("a:\n  - b\n\t- c\n", 3), ("\ta: 1\n", 1)],
+)
+def test_a_tab_is_called_a_tab(text: str, line: int) -> None:
+    assert _problems(text) == [(line, "", "not valid YAML: a tab, where YAML takes only spaces")]
+
+
 def test_problems_before_a_syntax_error_are_kept() -> None:
     assert [problem[0] for problem in _problems("a: *x\nb: @\n")] == [1, 2]
 

@@ -165,10 +165,14 @@ async def test_an_entry_that_comes_back_after_its_pause_stays_paused_with_a_warn
 
 @pytest.mark.parametrize("prune", [True, False])
 async def test_a_file_without_entries_deletes_nothing_and_warns(store: Store, prune: bool) -> None:
-    await store.apply_file([(mapping("a"), "1"), (mapping("b"), "1")], prune=True)
+    await store.apply_file([(mapping("a"), "1"), (mapping("b"), "1"), (mapping("paused"), "1")], prune=True)
+    await store.apply_file([(mapping("a"), "1"), (mapping("b"), "1")], prune=False)
+    await store.create(mapping("own"))
     report = await store.apply_file([], prune=prune)
-    assert report.warnings[0].endswith("nothing was deleted; mappings that came from it: 'a', 'b'")
-    assert await names(store) == ["a", "b"]
+    [warning] = report.warnings
+    assert warning.startswith("the configuration file has no forwarding entries, so nothing was deleted; ")
+    assert warning.endswith("mappings that came from it: 'a', 'b', 'paused'")
+    assert await names(store) == ["a", "b", "own", "paused"]
     assert (await store.apply_file([(mapping("b"), "1")], prune=True)).deleted == ("a",), "it is still remembered"
 
 
