@@ -26,12 +26,16 @@ MAX_PACKET_ID = 65_535
 
 
 class Fleet:
-    """All devices; `published` counts the messages the broker has confirmed."""
+    """All devices, with client ids that begin with `client_id`.
 
-    def __init__(self, broker: Address, *, devices: int, per_second: float) -> None:
+    `published` counts the messages the broker has confirmed.
+    """
+
+    def __init__(self, broker: Address, *, client_id: str, devices: int, per_second: float) -> None:
         self.published = 0
         self.connected = 0
         self._broker = broker
+        self._client_id = client_id
         self._names = NAMES[:devices]
         self._pause = len(self._names) * 1.0 / per_second
 
@@ -56,7 +60,9 @@ class Fleet:
             reader, writer = await asyncio.open_connection(self._broker.host, self._broker.port)
         try:
             async with aclosing(_packets(reader)) as packets:
-                writer.write(mqtt5.ConnectPacket(f"demo-{name}", clean_start=True, keep_alive=KEEP_ALIVE).write())
+                writer.write(
+                    mqtt5.ConnectPacket(f"{self._client_id}-{name}", clean_start=True, keep_alive=KEEP_ALIVE).write()
+                )
                 async with asyncio.timeout(CONNECT_TIMEOUT):
                     connack = await anext(packets)
                 if not isinstance(connack, mqtt5.ConnAckPacket) or int(connack.reason_code) != 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import signal
 import sys
 import tempfile
@@ -45,7 +46,8 @@ def run_demo(*, devices: int = DEVICES, per_second: float = PER_SECOND) -> int:
 
 
 async def _until_a_signal(console: Console, *, devices: int, per_second: float) -> None:
-    demo = asyncio.create_task(_demo(console, devices=devices, per_second=per_second))
+    left: list[str] = []
+    demo = asyncio.create_task(_demo(console, left, devices=devices, per_second=per_second))
     loop = asyncio.get_running_loop()
     asked_to_stop = asyncio.Event()
 
@@ -62,20 +64,32 @@ async def _until_a_signal(console: Console, *, devices: int, per_second: float) 
     except asyncio.CancelledError:
         if not asked_to_stop.is_set():
             raise
-        console.print("Stopped; nothing is left behind.")
+        console.print("Stopped." if left else "Stopped; nothing is left behind.")
+    finally:
+        for line in left:
+            console.print(line, markup=False, soft_wrap=True)
 
 
-async def _demo(console: Console, *, devices: int, per_second: float) -> None:
+async def _demo(console: Console, left: list[str], *, devices: int, per_second: float) -> None:
+    """Run until cancelled; `left` gets a line for each thing that stays."""
     wanted = plan()
+    client_id = f"mkf-demo-{secrets.token_hex(4)}"  # nobody else's: whoever has it takes over the sessions
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mkf-demo-")))
         console.print("Starting the brokers and the service ...")
         mqtt = await stack.enter_async_context(mqtt_broker(folder))
         kafka = await stack.enter_async_context(kafka_broker(wanted.topics))
+        if not kafka.embedded:
+            left.append(
+                f"In your Kafka at {kafka} stay the topics {', '.join(wanted.topics)} and what was written there."
+            )
         far_end = await stack.enter_async_context(reader(kafka, wanted.topics))
-        forwarder = await stack.enter_async_context(service(folder, wanted.config, mqtt, kafka))
-        console.print(_introduction(wanted, mqtt, kafka, forwarder), markup=False, soft_wrap=True)
-        fleet = Fleet(mqtt, devices=devices, per_second=per_second)
+        forwarder = await stack.enter_async_context(service(folder, wanted.config, mqtt, kafka, client_id=client_id))
+        if not mqtt.embedded:
+            stack.push_async_callback(_end_sessions, console, forwarder, f"{client_id}-... at {mqtt}", left)
+        await forwarder.until_ready()
+        console.print(_introduction(wanted, client_id, mqtt, kafka, forwarder), markup=False, soft_wrap=True)
+        fleet = Fleet(mqtt, client_id=f"{client_id}-device", devices=devices, per_second=per_second)
         try:
             async with asyncio.TaskGroup() as group:
                 for running in (
@@ -89,10 +103,18 @@ async def _demo(console: Console, *, devices: int, per_second: float) -> None:
             raise errors.exceptions[0] from None
 
 
-def _introduction(wanted: Plan, mqtt: Address, kafka: Address, forwarder: Service) -> str:
+async def _end_sessions(console: Console, forwarder: Service, sessions: str, left: list[str]) -> None:
+    console.print("Deleting the mappings, so that their sessions are ended at your MQTT broker ...")
+    if not await forwarder.end_sessions():
+        left.append(
+            f"The MQTT sessions {sessions} could not be ended; the broker keeps those it has until they expire."
+        )
+
+
+def _introduction(wanted: Plan, client_id: str, mqtt: Address, kafka: Address, forwarder: Service) -> str:
     own = {True: "embedded", False: "yours"}
     lines = [
-        f"MQTT     {mqtt} ({own[mqtt.embedded]})",
+        f"MQTT     {mqtt} ({own[mqtt.embedded]}), client ids {client_id}-...",
         f"Kafka    {kafka} ({own[kafka.embedded]}), topics {', '.join(wanted.topics)}",
         f"config   {wanted.config}",
         f"log      {forwarder.log}",
@@ -125,4 +147,5 @@ def _line(fleet: Fleet, forwarded: Forwarded | None, far_end: Reader) -> str:
     else:
         counts = f"received {forwarded.received}  delivered {forwarded.delivered}"
         states = "  ".join(f"{name}: {state}" for name, state in forwarded.states.items())
+        states += "".join(f"  ({reason})" for reason in forwarded.reasons)
     return f"published {fleet.published}  {counts}  read back from Kafka {far_end.records}  {states}".rstrip()

@@ -29,7 +29,10 @@ START_TIMEOUT = 30.0
 # The service promises to end within 25 s.
 EXIT_TIMEOUT = 25.0
 REQUEST_TIMEOUT = 2.0
+# A drain takes 15 s at most.
+END_SESSIONS_TIMEOUT = 20.0
 POLL = 0.1
+CLIENT_ID = "MKF_DEMO_CLIENT_ID"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +51,41 @@ class Forwarded:
     received: int
     delivered: int
     states: dict[str, str]
+    reasons: tuple[str, ...] = ()
 
 
 def plan() -> Plan:
-    """Read $CONFIG_FILE, by default the config.yaml of the repository."""
+    """Read $CONFIG_FILE, by default the config.yaml of the repository.
+
+    Raises:
+        DemoError: it is not a file for the demo.
+    """
     path = Path(os.environ.get("CONFIG_FILE") or REPOSITORY / "config.yaml")
     try:
-        forwarding = yaml.safe_load(path.read_text())["forwarding"]
+        document = yaml.safe_load(path.read_text())
+        forwarding = document["forwarding"]
         names = tuple(entry["name"] for entry in forwarding)
         topics = tuple(sorted({entry["kafka"]["topic"] for entry in forwarding}))
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        sources = (document.get("mqtt") or {}, *(entry.get("mqtt") or {} for entry in forwarding))
+        client_ids = [str(source["client_id"]) for source in sources if source.get("client_id")]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise DemoError(f"the demo needs a configuration file with mappings; {path}: {error!r}") from error
+    if not all(f"${{{CLIENT_ID}" in client_id for client_id in client_ids):
+        raise DemoError(
+            f"with the client ids of {path} the demo would take over the sessions of a service that runs with it;\n"
+            f'write client_id: "${{{CLIENT_ID}:-the-id-otherwise}}" there'
+        )
     return Plan(path, names, topics)
+
+
+def mapping_path(mapping: str) -> str:
+    """Return where the API has a mapping."""
+    return f"/api/v1/mappings/{quote(mapping, safe='')}"
 
 
 def status_path(mapping: str) -> str:
     """Return where the API tells the status of a mapping."""
-    return f"/api/v1/mappings/{quote(mapping, safe='')}/status"
+    return f"{mapping_path(mapping)}/status"
 
 
 class Service:
@@ -79,21 +100,42 @@ class Service:
     async def forwarded(self, mappings: tuple[str, ...]) -> Forwarded | None:
         """Ask the status of the mappings; None while it can't be told."""
         try:
-            found = [await asyncio.to_thread(self._get, status_path(name)) for name in mappings]
+            found = [await self._get(status_path(name)) for name in mappings]
         except OSError:  # also what urllib makes of HTTP errors
             return None
         return Forwarded(
             received=sum(status["counters"]["received"] for status in found),
             delivered=sum(status["counters"]["delivered"] for status in found),
             states={status["name"]: status["state"] for status in found},
+            reasons=tuple(dict.fromkeys(status["reason"] for status in found if status["reason"])),
         )
+
+    async def end_sessions(self) -> bool:
+        """Delete all mappings, so that the service ends their sessions at the broker; returns whether it could."""
+        try:
+            async with asyncio.timeout(END_SESSIONS_TIMEOUT):
+                open_sessions = set()
+                for item in (await self._get("/api/v1/mappings?limit=500"))["items"]:
+                    await self._delete(mapping_path(item["mapping"]["name"]))
+                    if item["status"]["mqtt"]["durable"]:
+                        open_sessions.add(item["status"]["mqtt"]["client_id"])
+                while open_sessions:
+                    lines = self.log.read_text(errors="replace").splitlines()
+                    if any("session_not_ended_yet" in line for line in lines):
+                        return False  # the broker is away, and nobody waits for it any more
+                    ended = [line for line in lines if "session_ended" in line]
+                    open_sessions = {each for each in open_sessions if not any(each in line for line in ended)}
+                    await asyncio.sleep(POLL)
+        except (OSError, TimeoutError):
+            return False
+        return True
 
     async def until_ready(self) -> None:
         """Wait until it says that it is ready."""
         deadline = time.monotonic() + START_TIMEOUT
         while True:
             try:
-                await asyncio.to_thread(self._get, "/readyz")
+                await self._get("/readyz")
             except OSError as error:
                 if self._process.returncode is not None:
                     raise DemoError(f"the service does not start:\n{tail(self.log)}") from None
@@ -108,30 +150,40 @@ class Service:
         code = await self._process.wait()
         raise DemoError(f"the service ended with {code}:\n{tail(self.log)}")
 
-    def _get(self, path: str) -> Any:
-        with urllib.request.urlopen(self._base + path, timeout=REQUEST_TIMEOUT) as response:  # noqa: S310 - always http
-            return json.load(response)
+    async def _get(self, path: str) -> Any:
+        return json.loads(await asyncio.to_thread(self._request, "GET", path))
+
+    async def _delete(self, path: str) -> None:
+        await asyncio.to_thread(self._request, "DELETE", path)
+
+    def _request(self, method: str, path: str) -> bytes:
+        request = urllib.request.Request(self._base + path, method=method)  # noqa: S310 - always http
+        with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT) as response:  # noqa: S310 - the same
+            content: bytes = response.read()
+        return content
 
 
 @asynccontextmanager
-async def service(folder: Path, config: Path, mqtt: Address, kafka: Address) -> AsyncIterator[Service]:
-    """Run the service between these brokers, with a database that is thrown away."""
+async def service(
+    folder: Path, config: Path, mqtt: Address, kafka: Address, *, client_id: str
+) -> AsyncIterator[Service]:
+    """Run the service between these brokers, with a database that is thrown away; `until_ready` waits for it."""
     port = _port()
     log = folder / "service.log"
     environment = {
         **os.environ,
         "CONFIG_FILE": str(config),
         "MKF_PORT": str(port),
+        "MKF_LOG_LEVEL": "info",  # it says there that sessions are ended
         "MKF_DATABASE_URL": f"sqlite:///{folder / 'demo.db'}",
+        CLIENT_ID: client_id,
         "MKF_DEMO_MQTT_HOST": mqtt.host,
         "MKF_DEMO_MQTT_PORT": str(mqtt.port),
         "MKF_DEMO_KAFKA_HOST": kafka.host,
         "MKF_DEMO_KAFKA_PORT": str(kafka.port),
     }
     async with python_module("server.cli", "serve", log=log, grace=EXIT_TIMEOUT, env=environment) as process:
-        forwarder = Service(process, port, log)
-        await forwarder.until_ready()
-        yield forwarder
+        yield Service(process, port, log)
 
 
 def _port() -> int:

@@ -17,6 +17,7 @@ from server.demo.brokers import external
 from server.demo.children import DemoError
 from server.demo.service import plan
 from tests.brokers.process import Child, free_port
+from tests.devices import session_exists
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,12 +69,12 @@ async def test_messages_flow_and_everything_ends_at_once(
     assert "Stopped" in demo.log()
 
 
-async def test_existing_brokers_are_used(
+async def test_existing_brokers_are_used_and_no_session_stays_there(
     demo: Child, mosquitto: MqttBroker, kafka: KafkaCluster, unique: str, tmp_path: Path
 ) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(
-        f"mqtt: {{host: {mosquitto.host}, port: {mosquitto.port}, client_id: {unique}}}\n"
+        f"mqtt: {{host: {mosquitto.host}, port: {mosquitto.port}, client_id: '${{MKF_DEMO_CLIENT_ID}}'}}\n"
         f"kafka: {{bootstrap_server: {kafka.host}, port: {kafka.port}}}\n"
         f"forwarding: [{{name: d, mqtt: {{topic: demo/#}}, kafka: {{topic: demo-{unique}}}}}]\n"
     )
@@ -84,10 +85,28 @@ async def test_existing_brokers_are_used(
         MKF_DEMO_KAFKA=kafka.bootstrap,
     )
     await asyncio.to_thread(demo.wait_until, lambda: flows(demo), timeout=FLOWING_TIMEOUT, what="records read back")
+    (client_id,) = set(re.findall(r"mkf-demo-[0-9a-f]{8}", demo.log()))
     demo.signal(signal.SIGINT)
     assert await asyncio.to_thread(demo.wait, EXIT_TIMEOUT) == 0, demo.log()
+    assert "could not be ended" not in demo.log()
+    assert not await session_exists(mosquitto.host, mosquitto.port, f"{client_id}-d")
+    assert f"In your Kafka at {kafka.bootstrap} stay the topics demo-{unique}" in demo.log()
+    assert "nothing is left behind" not in demo.log()
     assert len(await kafka.read_all(f"demo-{unique}")) >= 40
     await kafka.delete_topic(f"demo-{unique}")
+
+
+async def test_a_wrong_address_is_shown_with_the_reason_and_the_demo_still_ends(demo: Child) -> None:
+    start(demo, MKF_DEMO_MQTT=f"127.0.0.1:{free_port()}")
+    await asyncio.to_thread(
+        demo.wait_until,
+        lambda: any("demo: retrying" in line[5] and "(mqtt_" in line[5] for line in lines(demo)),
+        timeout=FLOWING_TIMEOUT,
+        what="the reason",
+    )
+    demo.signal(signal.SIGINT)
+    assert await asyncio.to_thread(demo.wait, EXIT_TIMEOUT) == 0, demo.log()
+    assert "could not be ended" in demo.log()
 
 
 async def test_a_signal_during_the_start_ends_it_too(demo: Child) -> None:
@@ -151,6 +170,18 @@ def test_the_plan_names_mappings_and_topics(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("CONFIG_FILE", raising=False)
     assert plan().mappings == ("demo", "temperatures")
     assert plan().topics == ("demo_data", "temperatures")
+
+
+@pytest.mark.parametrize("mqtt", ["{client_id: real}", "{client_id: '${MKF_DEMO_CLIENT_ID:-real}'}"])
+def test_a_file_whose_client_ids_are_those_of_a_real_service_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mqtt: str
+) -> None:
+    config = tmp_path / "config.yaml"
+    entry = "{name: d, mqtt: {topic: a, client_id: also-real}, kafka: {topic: t}}"
+    config.write_text(f"mqtt: {mqtt}\nforwarding: [{entry}]\n")
+    monkeypatch.setenv("CONFIG_FILE", str(config))
+    with pytest.raises(DemoError, match="take over the sessions of a service"):
+        plan()
 
 
 def test_external_brokers_are_host_and_port(monkeypatch: pytest.MonkeyPatch) -> None:
