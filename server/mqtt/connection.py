@@ -51,7 +51,7 @@ class BaseConnection(ABC):
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
         self._needed = 0
-        self._heard = False
+        self._heard_at: float | None = None
         self._granted: Granted | None = None
         self._connack: asyncio.Future[None] = self._loop.create_future()
         self._keep_alive = request.broker.keep_alive
@@ -234,9 +234,9 @@ class BaseConnection(ABC):
 
     def heard(self, data: bytes) -> bytes:
         """Note that the broker lives. Returns what to decode: with what was left over, empty if a packet lacks more."""
-        self._heard = True
+        now = self._heard_at = time.monotonic()
         if self._silent_since is not None:
-            self._silent_since = time.monotonic()
+            self._silent_since = now
         buffer = self._buffer
         if not buffer:
             return data
@@ -299,7 +299,7 @@ class BaseConnection(ABC):
         what = f"the connection to {self._request.broker.address} was lost: {error or 'closed by the broker'}{hint}"
         return Ended(
             Reason("mqtt_connection_lost", what),
-            silent=error is None and not self._heard,
+            silent=error is None and self._heard_at is None,
             unexplained=unexplained,
         )
 
@@ -364,13 +364,15 @@ class BaseConnection(ABC):
         """
         if self._silent_since is None:
             return
-        silent_for = time.monotonic() - self._silent_since
+        now = time.monotonic()
+        silent_for = now - self._silent_since
         if self._reading_paused or silent_for < PINGRESP_TIMEOUT_SECONDS:
             remaining = PINGRESP_TIMEOUT_SECONDS if self._reading_paused else PINGRESP_TIMEOUT_SECONDS - silent_for
             self._judge_timer = self._loop.call_later(remaining, self._judge_pingresp)
             return
         silence = f"the broker did not answer PINGREQ within {PINGRESP_TIMEOUT_SECONDS:g} s"
-        self._abort(Ended(Reason("mqtt_keep_alive", silence)))
+        unheard = silent_for if self._heard_at is None else now - self._heard_at
+        self._abort(Ended(Reason("mqtt_keep_alive", silence), unheard_seconds=unheard))
 
     def _cancel_timers(self) -> None:
         for timer in (self._keep_alive_timer, self._judge_timer, self._rest_timer):

@@ -53,7 +53,8 @@ class Ended:
 
     `malformed` holds the first bytes of a packet that can't be decoded. `version_refused` says the broker does not
     speak this protocol version; `silent` that it closed before it sent a byte; `unexplained` that it closed an
-    established connection without a word.
+    established connection without a word. `unheard_seconds` is for how long nothing had come from the broker, if that
+    is why it ended.
     """
 
     reason: Reason
@@ -62,6 +63,7 @@ class Ended:
     version_refused: bool = False
     silent: bool = False
     unexplained: bool = False
+    unheard_seconds: float = 0.0
 
 
 class ConnectionEndedError(Exception):

@@ -218,10 +218,13 @@ class Forwarder:
         self._kafka_ready, self._kafka_reason = reason is None, reason
         self._observe(reason)
 
-    def mqtt_trouble(self, reason: Reason | None) -> None:
-        """Not subscribed, and why; None when it is."""
+    def mqtt_trouble(self, reason: Reason | None, *, unheard_seconds: float = 0.0) -> None:
+        """Not subscribed, and why; None when it is. The broker may have been silent for a while before."""
         self._mqtt_ready, self._mqtt_reason = reason is None, reason
         self._observe(reason)
+        if unheard_seconds and self._not_running_since is not None:
+            # Keep alive takes up to 25 s to notice; the probe must not begin to count its own 25 s only then.
+            self._not_running_since = min(self._not_running_since, time.monotonic() - unheard_seconds)
 
     def _observe(self, news: Reason | None) -> None:
         if self.state is State.DRAINING:

@@ -58,8 +58,8 @@ class SessionStoppedError(Exception):
 class SessionEvents(Protocol):
     """Who hears about the session."""
 
-    def mqtt_trouble(self, reason: Reason | None) -> None:
-        """Not subscribed, and why; None when it is."""
+    def mqtt_trouble(self, reason: Reason | None, *, unheard_seconds: float = 0.0) -> None:
+        """Not subscribed, and why; None when it is. The broker may have been silent for a while before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class MqttSession:
             self._lost(ended)
             at_once = self._negotiation(self.client_id).refused(ended)
             self._check_malformed(ended)
-            self._events.mqtt_trouble(ended.reason)
+            self._events.mqtt_trouble(ended.reason, unheard_seconds=ended.unheard_seconds)
             if not at_once:
                 await asyncio.sleep(self._backoff.after_takeover() if ended.takeover else self._backoff.next_delay())
 

@@ -792,7 +792,9 @@ async def test_a_broker_that_answers_no_pingreq_is_given_up(version: Version, mo
     monkeypatch.setattr(base, "PINGRESP_TIMEOUT_SECONDS", 0.2)
     async with version.faked(keep_alive=1) as (connection, _, peer):
         await peer.expect(PINGREQ)
-        assert (await ended(connection)).reason.code == "mqtt_keep_alive"
+        ending = await ended(connection)
+        assert ending.reason.code == "mqtt_keep_alive"
+        assert 1.2 <= ending.unheard_seconds < 5  # since CONNACK, before the PINGREQ
         await peer.closed_by_client()
 
 

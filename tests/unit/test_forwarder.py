@@ -12,12 +12,13 @@ import pytest
 from aiokafka.errors import KafkaConnectionError
 
 from server.core.kafka_options import translate
-from server.core.lifecycle import State
+from server.core.lifecycle import Reason, State
 from server.core.mapping import Mapping
 from server.core.numbering import ENOUGH
 from server.kafka.producer import Cluster
 from server.kafka.sink import Sink
 from server.kafka.watch import Watch
+from server.mqtt.port import Ended
 from server.runtime.forwarder import Forwarder
 from server.runtime.ledger import Ledger
 from server.runtime.session import MqttSession
@@ -277,6 +278,22 @@ async def test_it_is_stuck_while_it_does_not_run_or_a_message_waits_for_kafka(mq
         assert (round(seconds, 1), why) == (2.5, "the oldest message waits for Kafka")
         await asyncio.sleep(10)
         assert line.forwarder.stuck_for(now())[1].startswith("retrying: no answer from kafka:9092")
+
+
+@in_virtual_time
+async def test_a_broker_that_was_silent_counts_as_away_since_it_was_last_heard(
+    mqtt: FakeMqtt, kafka: FakeKafka
+) -> None:
+    async with forwarding(mqtt, kafka) as line:
+        await line.reach(State.RUNNING)
+        await asyncio.sleep(100)
+        mqtt.away = AWAY
+        line.connection.end(Ended(Reason("mqtt_keep_alive", "no answer to PINGREQ"), unheard_seconds=24.0))
+        await line.reach(State.RETRYING, "mqtt_keep_alive")
+        assert line.forwarder.stuck_for(now())[0] >= 24
+        mqtt.away = None
+        await line.reach(State.RUNNING)
+        assert line.forwarder.stuck_for(now()) == (0.0, "")
 
 
 # --- crashes ----------------------------------------------------------------------------------------------------------

@@ -124,7 +124,8 @@ async def running(
     told: list[Reason | None] = []
 
     class Events:
-        def mqtt_trouble(self, reason: Reason | None) -> None:
+        def mqtt_trouble(self, reason: Reason | None, *, unheard_seconds: float = 0.0) -> None:
+            assert not unheard_seconds
             told.append(reason)
 
     memory = memory or SessionMemory()
