@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import TYPE_CHECKING
 
 from tests.faults.history import Violation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from tests.faults.history import Fault, History, MessageId, Sample
     from tests.faults.wirelog import WireLog
@@ -22,6 +22,8 @@ _OK = 200
 _GAP_SECONDS = 3.0
 # From the moment a fault is undone to the moment the service has noticed.
 _NOTICE_SECONDS = 12.0
+# From a record in Kafka's log to the service's news of it.
+_NEWS_SECONDS = 2.0
 
 
 class _Progress:
@@ -76,22 +78,37 @@ def check_probes(history: History, wire: WireLog) -> Iterator[Violation]:
         progress = [_Progress(history, wire, mapping) for mapping in mappings]
         yield from _readiness(history, service, samples)
         yield from _alarms(history, service, samples, progress)
-        yield from _reasons(history, samples)
+        for mapping in mappings:
+            yield from _reasons(history, mapping, samples)
+
+
+def _spells(told: Iterable[tuple[float, str | None]]) -> Iterator[tuple[float, float, str]]:
+    """What was told at moments one after the other: the first moment, the last, and what."""
+    for what, moments in groupby(told, key=lambda each: each[1]):
+        if what is not None:
+            at = [moment for moment, _ in moments]
+            yield at[0], at[-1], what
+
+
+def _violation(history: History, begin: float, end: float, what: str) -> Violation:
+    fault = history.fault_at(begin)
+    span = f"at {history.clock(begin)}" if begin == end else f"{history.clock(begin)} to {history.clock(end)}"
+    return Violation(0, f"{what}, {span}, {f'after {fault.name!r} began' if fault else 'before any fault'}")
 
 
 # --- /readyz ----------------------------------------------------------------------------------------------------------
 
 
 def _readiness(history: History, service: str, samples: Sequence[Sample]) -> Iterator[Violation]:
-    for sample in samples:
-        if sample.ready.status == _OK:
-            continue
+    def told(sample: Sample) -> str | None:
+        ready = sample.ready
         fault = history.fault_at(sample.at)
-        if fault is not None and _may_be_unready(fault, sample, samples):
-            continue
-        said = f"said {sample.ready.status} ({sample.ready.reasons})" if sample.ready.status else "did not answer"
-        when = f"{history.clock(sample.at)}, {f'after {fault.name!r} began' if fault else 'before any fault'}"
-        yield Violation(0, f"service {service}: /readyz {said} at {when}")
+        if ready.status == _OK or (fault is not None and _may_be_unready(fault, sample, samples)):
+            return None
+        return f"said {ready.status} ({ready.reasons})" if ready.status else "did not answer"
+
+    for begin, end, what in _spells((each.at, told(each)) for each in samples):
+        yield _violation(history, begin, end, f"service {service}: /readyz {what}")
     for fault in history.faults:
         if fault.cost.unready and not any(
             each.ready.status not in {_OK, 0} and each.ready.reasons
@@ -119,51 +136,54 @@ def _may_be_unready(fault: Fault, sample: Sample, samples: Sequence[Sample]) -> 
 def _alarms(
     history: History, service: str, samples: Sequence[Sample], progress: Sequence[_Progress]
 ) -> Iterator[Violation]:
-    answered_since: float | None = None
-    previous = 0.0
+    told: list[tuple[float, str | None]] = []
+    answered_since = previous = float("inf")
     for sample in samples:
-        status, at = sample.forwarding.status, sample.at
-        if not status or at - previous > _GAP_SECONDS:
-            answered_since = None
-        if status and answered_since is None:
-            answered_since = at
+        at = sample.at
+        if not sample.forwarding.status or at - previous > _GAP_SECONDS:
+            answered_since = float("inf")
+        if sample.forwarding.status:
+            answered_since = min(answered_since, at)
+        told.append((at, _alarm(sample, at - answered_since, progress)))
         previous = at
-        if not status:
-            continue
-        if status != _OK and not any(each.stood(at, SOONEST_ALARM_SECONDS) for each in progress):
-            yield Violation(
-                0,
-                f"service {service}: a false alarm at {history.clock(at)}, although every mapping made progress within "
-                f"the {SOONEST_ALARM_SECONDS:g} s before: {sample.forwarding.reasons}",
-            )
-        if (
-            status == _OK
-            and answered_since is not None
-            and at - answered_since >= LATEST_ALARM_SECONDS
-            and any(each.kept_waiting(at, LATEST_ALARM_SECONDS) for each in progress)
+    for begin, end, what in _spells(told):
+        yield _violation(history, begin, end, f"service {service}: {what}")
+
+
+def _alarm(sample: Sample, answered_for: float, progress: Sequence[_Progress]) -> str | None:
+    """What is wrong with the probe's answer."""
+    status, at = sample.forwarding.status, sample.at
+    if status == _OK:
+        if answered_for >= LATEST_ALARM_SECONDS and any(
+            each.kept_waiting(at, LATEST_ALARM_SECONDS) for each in progress
         ):
-            fault = history.fault_at(at)
-            yield Violation(
-                0,
-                f"service {service}: /healthz/forwarding said that all is well at {history.clock(at)}, although "
-                f"messages had waited for {LATEST_ALARM_SECONDS:g} s"
-                f" ({f'after {fault.name!r} began' if fault else 'without any fault'})",
+            return (
+                "/healthz/forwarding said that all is well, although messages had waited for "
+                f"{LATEST_ALARM_SECONDS:g} s"
             )
+        return None
+    moments = (at, at - _NEWS_SECONDS)
+    if not status or any(each.stood(moment, SOONEST_ALARM_SECONDS) for each in progress for moment in moments):
+        return None
+    reasons = sample.forwarding.reasons
+    return f"a false alarm, for every mapping had made progress within {SOONEST_ALARM_SECONDS:g} s ({reasons})"
 
 
 # --- states and reasons -----------------------------------------------------------------------------------------------
 
 
-def _reasons(history: History, samples: Sequence[Sample]) -> Iterator[Violation]:
-    for sample in samples:
+def _reasons(history: History, mapping: str, samples: Sequence[Sample]) -> Iterator[Violation]:
+    def told(sample: Sample) -> str | None:
         fault = history.fault_at(sample.at)
         blames = fault.cost.blames if fault else ()
-        for each in sample.mappings:
-            when = f"mapping {each.mapping} at {history.clock(sample.at)}"
-            if each.state == "failed":
-                yield Violation(0, f"{when} is failed: {each.reason}")
-            elif each.state == "retrying":
-                code, _, detail = (each.reason or "").partition(": ")
-                if not detail or not code.startswith(blames or ("nothing",)):
-                    cause = f"during or after {fault.name!r}" if fault else "without any fault"
-                    yield Violation(0, f"{when} is retrying {cause} for this reason: {each.reason}")
+        seen = next((each for each in sample.mappings if each.mapping == mapping), None)
+        if seen is not None and seen.state == "failed":
+            return f"is failed ({seen.reason})"
+        if seen is not None and seen.state == "retrying":
+            code, _, detail = (seen.reason or "").partition(": ")
+            if not detail or not code.startswith(blames or ("nothing",)):
+                return f"is retrying for a reason that this fault does not explain ({seen.reason})"
+        return None
+
+    for begin, end, what in _spells((each.at, told(each)) for each in samples):
+        yield _violation(history, begin, end, f"mapping {mapping} {what}")

@@ -362,7 +362,7 @@ def test_a_service_that_was_killed_need_not_answer_until_it_is_back() -> None:
         history.samples[index] = replace(history.samples[index], ready=Answer(0), forwarding=Answer(0), mappings=())
     assert found(history) == []
     history.samples[55] = replace(history.samples[55], ready=Answer(0))
-    assert "did not answer at 27.50 s" in the_only(history, 0)
+    assert "did not answer, at 27.50 s" in the_only(history, 0)
 
 
 def test_a_store_fault_that_readyz_does_not_show_is_found() -> None:
@@ -375,7 +375,9 @@ def test_a_store_fault_that_readyz_does_not_show_is_found() -> None:
 def test_a_false_alarm_is_found() -> None:
     history = good(fault=fault(20, 22))
     history.samples[50] = replace(history.samples[50], forwarding=Answer(503, "mapping '5/qos1': stuck"))
-    assert "a false alarm at 25.00 s" in the_only(history, 0)
+    said = the_only(history, 0)
+    assert "a false alarm" in said
+    assert "at 25.00 s" in said
 
 
 @pytest.mark.parametrize("alarm", [False, True])
@@ -388,8 +390,9 @@ def test_a_missing_alarm_is_found(alarm: bool) -> None:
     if alarm:
         assert found(history) == []
     else:
-        assert all(invariant == 0 and "said that all is well" in said for invariant, said in found(history))
-        assert len(found(history)) > 10
+        said = the_only(history, 0)
+        assert "said that all is well" in said
+        assert "35.50 s to 49.50 s" in said
 
 
 def test_one_received_message_that_waits_is_enough_for_an_alarm() -> None:
@@ -411,7 +414,7 @@ def test_a_wrong_reason_is_found() -> None:
 def test_a_mapping_that_retries_without_a_fault_is_found() -> None:
     history = good()
     history.samples[42] = with_mapping(history.samples[42], state="retrying", reason="kafka_stalled: no answer")
-    assert "without any fault" in the_only(history, 0)
+    assert "before any fault" in the_only(history, 0)
 
 
 def test_a_failed_mapping_is_found() -> None:
