@@ -26,6 +26,7 @@ _ROOM_BYTES = 4 * 1024 * 1024
 # A slow reader must be felt: no more than this is taken off its hands.
 _SLOW_ROOM_BYTES = 16 * 1024
 _BYTES_AT_ONCE = 16
+_RATE_TICK = 0.05
 _CLOSE_SECONDS = 2.0
 _TCP_CLOSE, _TCP_CLOSE_WAIT = 7, 8
 
@@ -243,19 +244,16 @@ class _Pump:
 
     async def _send(self, data: bytes) -> None:
         loop = asyncio.get_running_loop()
-        conditions = self._proxy.conditions
-        if conditions.bytewise:
-            for at in range(len(data)):
-                await loop.sock_sendall(self._sink, data[at : at + 1])
+        at = 0
+        while at < len(data):  # the conditions may change on the way
+            conditions = self._proxy.conditions
+            size = 1 if conditions.bytewise else int(conditions.rate * _RATE_TICK) if conditions.rate else len(data)
+            await loop.sock_sendall(self._sink, data[at : at + size])
+            at += size
+            if conditions.bytewise:
                 await asyncio.sleep(0 if at % _BYTES_AT_ONCE else 0.001)
-        elif conditions.rate:
-            size = max(1, int(conditions.rate / 20))
-            for at in range(0, len(data), size):
-                await loop.sock_sendall(self._sink, data[at : at + size])
-                if self._proxy.conditions.rate:
-                    await asyncio.sleep(size / conditions.rate)
-        else:
-            await loop.sock_sendall(self._sink, data)
+            elif conditions.rate:
+                await asyncio.sleep(_RATE_TICK)
 
 
 class Proxy:
