@@ -134,6 +134,8 @@ class Connection(BaseConnection):
             # As asyncio's transports do: a connection whose messages can't be taken is of no use.
             self._abort(Ended(Reason("mqtt_closed", "closed by this side after an internal error")))
             raise
+        if self._ending is None and (broken := self._wire.broken()) is not None:
+            self._lost(broken)
 
     def _on_register_write(self, *_: object) -> None:
         if self._wire is not None:

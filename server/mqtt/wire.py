@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,14 @@ class Wire:
     def read(self) -> bytes:
         """What the socket has."""
         return self._sock.recv(_READ_BYTES)
+
+    def broken(self) -> OSError | None:
+        """What broke the connection, if it did, behind the bytes that were just read.
+
+        uvloop calls a reader once for a socket with an error, and never again. What it reads then may still be data.
+        """
+        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return OSError(code, os.strerror(code)) if code else None
 
     def feed(self, packet: bytes) -> None:
         """What paho reads next."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import socket
+import struct
 import weakref
 from typing import TYPE_CHECKING
 
 import pytest
+import uvloop
 
 from server.mqtt.port import ConnectionEndedError
+from tests.brokers import MqttBroker
 from tests.devices import publish, session_exists
 from tests.fakebroker import DISCONNECT, PINGREQ, PUBACK, PUBCOMP, SUBSCRIBE, fake_broker, packet, pubrel
 from tests.integration.test_mqtt_5 import Collector, Version, ended, numbered, request, subscriptions
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from server.mqtt.port import Connection
-    from tests.brokers import Mosquitto, MqttBroker
+    from tests.brokers import Mosquitto
 
 
 @pytest.fixture
@@ -277,3 +281,31 @@ async def test_leaving_sends_its_packets_in_order_behind_the_acknowledgements(ol
         assert (await peer.packet()).kind == DISCONNECT
         peer.close()
         await leaving
+
+
+# --- uvloop, as the service runs -------------------------------------------------------------------------------------
+
+
+def test_a_reset_behind_messages_is_noticed_at_once() -> None:
+    """A socket with an error is watched no more by uvloop once its reader was called, though it may have read data."""
+
+    async def reset_behind_a_message() -> None:
+        loop = asyncio.get_running_loop()
+        old = Version("3.1.1")
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            listening.setblocking(False)
+            to = request(MqttBroker("127.0.0.1", listening.getsockname()[1]))
+            collector = Collector()
+            connecting = asyncio.create_task(old.connector.connect(to, collector))
+            end, _ = await loop.sock_accept(listening)
+            await loop.sock_recv(end, 1_000)
+            await loop.sock_sendall(end, old.speak.connack())
+            connection = await connecting
+            end.send(old.speak.publish("a", b"before"))
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            end.close()
+            assert (await ended(connection)).reason.code == "mqtt_connection_lost"
+            assert [message.payload for message in collector.messages] == [b"before"]
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(reset_behind_a_message())
