@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
+import json
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ from aiokafka import AIOKafkaProducer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Pending = asyncio.Queue[tuple[int, asyncio.Future[Any]]]
+Pending = asyncio.Queue[tuple[aiomqtt.Message, asyncio.Future[Any]]]
 IN_FLIGHT = 10_000
 
 
@@ -31,14 +33,15 @@ async def forward(arguments: argparse.Namespace) -> None:
         client = aiomqtt.Client(host, int(port), identifier=arguments.client_id, clean_session=False)
         client._client.manual_ack_set(True)  # noqa: SLF001 - aiomqtt has no public way to acknowledge
         async with client:
-            await client.subscribe(arguments.filter, qos=1)
+            await client.subscribe(arguments.filter, qos=arguments.qos)
             pending: Pending = asyncio.Queue(IN_FLIGHT)
             acknowledging = asyncio.create_task(_acknowledge(client, pending))
             try:
                 async for message in client.messages:
                     key = message.topic.value.encode()
-                    future = await producer.send(arguments.topic, message.payload, key=key)
-                    await pending.put((message.mid, future))
+                    value = _wrapped(message) if arguments.wrap else message.payload
+                    future = await producer.send(arguments.topic, value, key=key)
+                    await pending.put((message, future))
                     if arguments.one_by_one:
                         await pending.join()
             finally:
@@ -50,10 +53,16 @@ async def forward(arguments: argparse.Namespace) -> None:
 
 async def _acknowledge(client: aiomqtt.Client, pending: Pending) -> None:
     while True:
-        packet_id, future = await pending.get()
+        message, future = await pending.get()
         await future
-        client._client.ack(packet_id, 1)  # noqa: SLF001
+        if message.qos:
+            client._client.ack(message.mid, message.qos)  # noqa: SLF001
         pending.task_done()
+
+
+def _wrapped(message: aiomqtt.Message) -> bytes:
+    payload = base64.b64encode(bytes(message.payload)).decode()
+    return json.dumps({"topic": message.topic.value, "payload": payload}).encode()
 
 
 async def _until_sigterm(arguments: argparse.Namespace) -> None:
@@ -68,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("mqtt", "kafka", "client-id", "filter", "topic"):
         parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--one-by-one", action="store_true")
+    parser.add_argument("--qos", type=int, default=1)
+    parser.add_argument("--one-by-one", action="store_true", help="wait for each send")
+    parser.add_argument("--wrap", action="store_true", help="as JSON, with the topic")
     asyncio.run(_until_sigterm(parser.parse_args(argv)))
 
 

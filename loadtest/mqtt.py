@@ -1,0 +1,169 @@
+"""A blocking MQTT 5 connection for publishers and for preparing sessions: as few system calls and objects as possible.
+
+The codec does what happens once or seldom. Acknowledgements, of which there is one or more a message, are read many at
+a time as the four bytes each that brokers send for a success.
+"""
+
+from __future__ import annotations
+
+import select
+import ssl
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import mqtt5
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from loadtest.endpoints import MqttEndpoint
+
+KEEP_ALIVE = 600
+ANSWER_TIMEOUT = 30.0
+SESSION_EXPIRY = 24 * 3600
+# 65,535 is the protocol's default, which the codec leaves out, and then Mosquitto keeps 20 in flight.
+RECEIVE_MAXIMUM = 65_534
+_READ_BYTES = 256 * 1024
+
+_PUBACK, _PUBREC, _PUBREL, _PUBCOMP = 0x40, 0x50, 0x62, 0x70
+
+
+class MqttError(ConnectionError):
+    """The broker closed the connection, refused something, or said what it must not say."""
+
+
+class Connection:
+    """One connection. Not thread-safe; every call may block until the broker takes or answers something."""
+
+    def __init__(self, endpoint: MqttEndpoint, client_id: str = "", **options: Any) -> None:
+        """Connect; `options` are those of mqtt5.ConnectPacket."""
+        self._socket = endpoint.open()
+        self._rest = b""
+        self.messages: list[mqtt5.PublishPacket] = []
+        self.acknowledged = 0
+        self.write(mqtt5.ConnectPacket(client_id, keep_alive=KEEP_ALIVE, **options).write())
+        self.connack: mqtt5.ConnAckPacket = self._answer(mqtt5.ConnAckPacket)
+        if self.connack.reason_code != mqtt5.ConnAckReasonCode.SUCCESS:
+            raise MqttError(f"CONNACK {self.connack.reason_code}")
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of it."""
+        self._socket.sendall(data)
+
+    def subscribe(self, pattern: str, qos: int) -> None:
+        """Subscribe and wait for the broker's consent."""
+        self.write(mqtt5.SubscribePacket(1, [mqtt5.TopicFilter(pattern, max_qos=mqtt5.QoS(qos))]).write())
+        answer: mqtt5.SubAckPacket = self._answer(mqtt5.SubAckPacket)
+        if int(answer.reason_codes[0]) >= 0x80:
+            raise MqttError(f"SUBACK {answer.reason_codes[0]}")
+
+    def read(self, timeout: float | None = 0.0) -> bool:
+        """Take in what has arrived, waiting so many seconds for it (None: for ever); returns whether anything came."""
+        if not self._readable(timeout):
+            return False
+        data = self._socket.recv(_READ_BYTES)
+        if not data:
+            raise MqttError("the broker closed the connection")
+        data = self._rest + data if self._rest else data
+        whole = len(data) & ~3
+        acks = np.frombuffer(data, dtype=np.uint8, count=whole).reshape(-1, 4)
+        kinds = acks[:, 0]
+        confirmed = int(np.count_nonzero((kinds == _PUBACK) | (kinds == _PUBCOMP)))
+        received = acks[kinds == _PUBREC]
+        if whole and confirmed + len(received) == len(acks) and bool((acks[:, 1] == 2).all()):
+            self._rest = data[whole:]
+            self.acknowledged += confirmed
+            if len(received):
+                releases = received.copy()
+                releases[:, 0] = _PUBREL
+                self.write(releases.tobytes())
+        else:
+            self._decode(data)
+        return True
+
+    def disconnect(self) -> None:
+        """Say goodbye, and wait until the broker has closed, so that nothing written before is lost."""
+        self.write(mqtt5.DisconnectPacket().write())
+        deadline = time.monotonic() + ANSWER_TIMEOUT
+        while time.monotonic() < deadline and self._readable(1.0):
+            if not self._socket.recv(_READ_BYTES):
+                break
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket without a word."""
+        self._socket.close()
+
+    def _readable(self, timeout: float | None) -> bool:
+        if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+            return True
+        return bool(select.select([self._socket], [], [], timeout)[0])
+
+    def _decode(self, data: bytes) -> list[Any]:
+        """Take packets as they come; returns those that answer something other than a message."""
+        answers: list[Any] = []
+        view, used = memoryview(data), 0
+        while used < len(data):
+            try:
+                packet, size = mqtt5.read(view[used:])
+            except IndexError:
+                break
+            used += size
+            match packet:
+                case mqtt5.PubAckPacket() | mqtt5.PubCompPacket() | mqtt5.PubRecPacket():
+                    self._confirmation(packet)
+                case mqtt5.PublishPacket():
+                    self.messages.append(packet)
+                case mqtt5.DisconnectPacket():
+                    raise MqttError(f"the broker said DISCONNECT: {packet.reason_code}")
+                case _:
+                    answers.append(packet)
+        self._rest = data[used:]
+        return answers
+
+    def _confirmation(self, packet: mqtt5.PubAckPacket | mqtt5.PubCompPacket | mqtt5.PubRecPacket) -> None:
+        if int(packet.reason_code) >= 0x80:
+            raise MqttError(f"the broker refused a message: {packet.reason_code}")
+        if isinstance(packet, mqtt5.PubRecPacket):
+            self.write(mqtt5.PubRelPacket(packet.packet_id).write())
+        else:
+            self.acknowledged += 1
+
+    def _answer(self, kind: type[Any]) -> Any:
+        deadline = time.monotonic() + ANSWER_TIMEOUT
+        while self._readable(deadline - time.monotonic()):
+            data = self._socket.recv(_READ_BYTES)
+            if not data:
+                raise MqttError(f"the broker closed the connection instead of sending {kind.__name__}")
+            for packet in self._decode(self._rest + data):
+                if isinstance(packet, kind):
+                    return packet
+        raise MqttError(f"no {kind.__name__} within {ANSWER_TIMEOUT:g} s")
+
+
+@contextmanager
+def connected(endpoint: MqttEndpoint, client_id: str = "", **options: Any) -> Iterator[Connection]:
+    """Open a connection and leave it with DISCONNECT; `options` are those of mqtt5.ConnectPacket."""
+    connection = Connection(endpoint, client_id, **options)
+    try:
+        yield connection
+        connection.disconnect()
+    finally:
+        connection.close()
+
+
+def create_session(endpoint: MqttEndpoint, client_id: str, pattern: str, qos: int) -> None:
+    """Make a session that queues what matches, for a forwarder that does not subscribe by itself."""
+    with connected(endpoint, client_id, clean_start=True, session_expiry_interval=SESSION_EXPIRY) as connection:
+        connection.subscribe(pattern, qos)
+
+
+def publish_one(endpoint: MqttEndpoint, topic: str, payload: bytes) -> None:
+    """Publish a message at QoS 1."""
+    with connected(endpoint, clean_start=True) as connection:
+        connection.write(mqtt5.PublishPacket(topic, payload, qos=mqtt5.QoS.AT_LEAST_ONCE, packet_id=1).write())
+        while not connection.acknowledged:
+            if not connection.read(ANSWER_TIMEOUT):
+                raise MqttError("no PUBACK")

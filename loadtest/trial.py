@@ -1,0 +1,147 @@
+"""A forwarder under measurement: process, session, topic. It is talked to by MQTT, Kafka and signals only."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psutil
+
+from loadtest import mqtt
+from loadtest.forwarders import Task
+from loadtest.measurement import FORWARDER, MeasurementError
+from loadtest.payload import headers, probe
+from loadtest.processes import usage
+from loadtest.workload import topic_name
+from tests.brokers.process import BrokerError, Child
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from loadtest.forwarders import Command, Forwarder
+    from loadtest.site import Site, Topic
+    from loadtest.workload import Workload
+
+START_TIMEOUT = 60.0
+EXIT_TIMEOUT = 30.0
+# A forwarder that waits for CONNACK gives up after a while, commonly 10 s.
+SETTLE_TIMEOUT = 9.0
+LEFT_TIMEOUT = 60.0
+_QUIET_SECONDS = 0.4
+_QUIET_CPU_SECONDS = 0.02
+_POLL_SECONDS = 0.05
+_PROBE_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A forwarder that can be started and stopped; `task` is what it does, `topic` where its records appear."""
+
+    site: Site
+    task: Task
+    command: Command
+    topic: Topic
+    child: Child
+
+    def start(self) -> None:
+        """Start the process."""
+        self.child.spawn(self.command.arguments, env=self.command.env)
+
+    def stop(self) -> None:
+        """End it by SIGTERM, which lets it finish what it has begun."""
+        self.child.terminate(EXIT_TIMEOUT)
+
+    def establish(self) -> None:
+        """Make its session exist: by starting and stopping it once, or for it if it doesn't subscribe."""
+        if self.command.subscribes:
+            self.start()
+            self.wait_until_forwarding()
+            self.stop()
+        else:
+            mqtt.create_session(self.site.mqtt, self.command.client_id, self.task.filter, self.task.qos)
+
+    def wait_until_forwarding(self) -> None:
+        """Send probes until one is in Kafka.
+
+        Raises:
+            MeasurementError: none is, or the forwarder ended.
+        """
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self.topic.records():
+            if not self.child.running or time.monotonic() > deadline:
+                raise MeasurementError(str(self.child.error("forwards nothing")))
+            mqtt.publish_one(self.site.mqtt, topic_name(self.task.prefix, 0), probe())
+            time.sleep(_PROBE_SECONDS)
+
+    def wait_until_idle(self) -> None:
+        """Wait until it is connected to the MQTT broker and uses next to no CPU.
+
+        Raises:
+            MeasurementError: it isn't for so long that waiting longer would change what is measured.
+        """
+        deadline = time.monotonic() + SETTLE_TIMEOUT
+        used, quiet_since = usage(self.child.pid).cpu_seconds, time.monotonic()
+        while time.monotonic() - quiet_since < _QUIET_SECONDS:
+            time.sleep(_POLL_SECONDS)
+            if not self.child.running or time.monotonic() > deadline:
+                raise MeasurementError(str(self.child.error("is not connected, or does not become idle")))
+            now = usage(self.child.pid).cpu_seconds
+            if now - used > _QUIET_CPU_SECONDS or not self._connected():
+                used, quiet_since = now, time.monotonic()
+
+    def pids(self) -> dict[str, int]:
+        """The processes by name whose CPU is of interest: this one, and the brokers if they are the tool's own."""
+        pids = {FORWARDER: self.child.pid}
+        if self.site.mosquitto is not None:
+            pids["mosquitto"] = self.site.mosquitto.pid
+        if self.site.kafka_process is not None:
+            pids["kafka"] = self.site.kafka_process.pid
+        return pids
+
+    def unacknowledged(self) -> int:
+        """How many messages its session still holds; ends it. The forwarder must be stopped."""
+        address = self.site.mqtt
+        options = {"clean_start": False, "session_expiry_interval": 0, "receive_max": mqtt.RECEIVE_MAXIMUM}
+        with mqtt.connected(address, self.command.client_id, **options) as connection:
+            mqtt.publish_one(address, topic_name(self.task.prefix, 0), probe())
+            deadline = time.monotonic() + LEFT_TIMEOUT
+            left = 0
+            while time.monotonic() < deadline:
+                connection.read(1.0)
+                numbers, _ = headers([message.payload or b"" for message in connection.messages])
+                connection.messages.clear()
+                left += int((numbers >= 0).sum())
+                if (numbers < 0).any():
+                    return left
+        raise MeasurementError("the session does not give what is published to it; it can't be told what it holds")
+
+    def _connected(self) -> bool:
+        try:
+            root = psutil.Process(self.child.pid)
+            family = [root, *root.children(recursive=True)]
+            peers = {peer.raddr.port for each in family for peer in each.net_connections("tcp") if peer.raddr}
+        except psutil.NoSuchProcess:
+            return False
+        return self.site.mqtt.port in peers
+
+
+@contextmanager
+def trial(forwarder: Forwarder, site: Site, workload: Workload, *, wrapped: bool = False) -> Iterator[Trial]:
+    """Prepare a trial; at the end the process is gone and the topic deleted."""
+    name = f"load-{uuid.uuid4().hex[:12]}"
+    folder = site.folder / name
+    folder.mkdir()
+    with site.topic(name) as topic:
+        task = Task(site.mqtt, site.kafka, name, name, workload.qos, folder, wrapped)
+        command = forwarder.command(task)
+        child = Child(forwarder.name, folder / "forwarder.log")
+        try:
+            yield Trial(site, task, command, topic, child)
+        except BrokerError as error:
+            raise MeasurementError(str(error)) from error
+        finally:
+            if child.running:
+                child.kill()
