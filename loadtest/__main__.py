@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
 from pathlib import Path  # noqa: TC003 - typer looks at it
@@ -14,10 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from loadtest import modes, terminal
 from loadtest.contest import compete, good
 from loadtest.crew import CrewError
+from loadtest.document import document
 from loadtest.endpoints import KafkaEndpoint, MqttEndpoint, Tls
 from loadtest.forwarders import chosen
+from loadtest.machine import described
 from loadtest.measurement import Measurement, MeasurementError
 from loadtest.mqtt import MqttError
+from loadtest.page import page, section
 from loadtest.site import Site, given_site, own_site
 from loadtest.workload import Workload
 from tests.brokers import BrokerError
@@ -106,6 +111,12 @@ def main(
     kafka_ca: Annotated[Path | None, typer.Option(help="PEM; TLS to Kafka", rich_help_panel=BROKERS)] = None,
     kafka_cert: Annotated[Path | None, typer.Option(rich_help_panel=BROKERS)] = None,
     kafka_key: Annotated[Path | None, typer.Option(rich_help_panel=BROKERS)] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="write everything measured there", rich_help_panel=REPORT)
+    ] = None,
+    html_file: Annotated[
+        Path | None, typer.Option("--html", help="write a page with plots there", rich_help_panel=REPORT)
+    ] = None,
 ) -> None:
     """Publish to MQTT, read from Kafka, and report what a forwarder between the two does.
 
@@ -145,7 +156,14 @@ def main(
     except (MeasurementError, BrokerError, CrewError, MqttError) as error:
         console.print(f"[red]no result:[/red] {error}", highlight=False)
         raise typer.Exit(1) from None
-    terminal.show(results, f"{mode}, {workload}; medians of {how_often}", console)
+    title = f"{mode}: {workload}, {how_often} rounds"
+    terminal.show(results, title, console)
+    facts = described()
+    if json_file is not None:
+        about = {"machine": facts, "mode": mode.value, "workload": asdict(workload), "wrapped": wrapped}
+        json_file.write_text(json.dumps(about | document(results), indent=1))
+    if html_file is not None:
+        html_file.write_text(page(f"Load test, {mode}", facts, [section(title, results)]))
     raise typer.Exit(0 if good(results) else 1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +14,6 @@ if TYPE_CHECKING:
 
 # By round; one list a forwarder, in the same order of rounds.
 Results = dict[str, list["Measurement"]]
-
-
-class Measure(Protocol):
-    """Measures one forwarder once."""
-
-    def __call__(self, forwarder: Forwarder) -> Measurement:
-        """Measure it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +36,7 @@ def spread(figures: Sequence[float]) -> Spread:
 def compete(
     forwarders: Sequence[Forwarder],
     rounds: int,
-    measure: Measure,
+    measure: Callable[[Forwarder], Measurement],
     tell: Callable[[int, Measurement], None],
 ) -> Results:
     """Measure every forwarder in each round; every other round goes backwards, so that none always comes first.

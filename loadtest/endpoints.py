@@ -63,7 +63,8 @@ class KafkaEndpoint:
     @property
     def client(self) -> dict[str, str | int | float | bool]:
         """What every librdkafka client needs to reach it."""
-        options: dict[str, str | int | float | bool] = {"bootstrap.servers": self.bootstrap}
+        # Its remarks on how it ends are of no interest.
+        options: dict[str, str | int | float | bool] = {"bootstrap.servers": self.bootstrap, "log_level": 4}
         if self.tls is not None:
             options |= {"security.protocol": "SSL", "ssl.ca.location": str(self.tls.ca)}
             if self.tls.cert is not None:

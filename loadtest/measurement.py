@@ -24,7 +24,9 @@ class MeasurementError(Exception):
 class Measurement:
     """What was measured.
 
-    `seconds`: from the first publish (live) or from when the broker may send (drain) to Kafka's last append.
+    `seconds`: from the first publish (live) or from when the broker may send (drain) to Kafka's last append;
+    `first_seconds` to its first one. `latencies`: in a drain, where messages are as old as their session, from when the
+    broker may send.
     `watched_seconds`: for how long CPU was counted; `cpu`: CPU seconds by process, the forwarder's under "forwarder".
     `peak`: the forwarder's bytes. `unacknowledged`: what its session still held, None if nobody looked.
     """
@@ -32,6 +34,7 @@ class Measurement:
     forwarder: str
     mode: str
     seconds: float
+    first_seconds: float
     verdict: Verdict
     latencies: Latencies
     watched_seconds: float

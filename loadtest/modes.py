@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 PUBLISH_TIMEOUT = 3600.0
 # Nothing new for so long: what has not come is lost.
 SILENCE_TIMEOUT = 15.0
+IDLE_TIMEOUT = 60.0
 _POLL_SECONDS = 0.05
 
 
@@ -60,11 +61,11 @@ def drain(
             sent = [each.messages for each in run_all(workers, PUBLISH_TIMEOUT, lambda: progress("fill", 0, 0))]
         watch, began = _released(run)
         _wait_until_arrived(run, lambda: run.topic.records() - already, sum(sent), progress)
-        run.wait_until_idle()
+        run.wait_until_idle(IDLE_TIMEOUT)
         watch.end()
         run.stop()
         left = run.unacknowledged() if workload.qos else None
-        found = _read_afterwards(run, workload, sent)
+        found = _read_afterwards(run, workload, sent, since_ns=began)
         return _measurement(forwarder, "drain", watch, found, began, unacknowledged=left)
 
 
@@ -140,27 +141,28 @@ def _wait_until_arrived(run: Trial, arrived: Callable[[], int], messages: int, p
             raise MeasurementError(str(run.child.error(f"ended after {held} of {messages} messages")))
 
 
-def _reader_task(run: Trial, workload: Workload, *, live: bool) -> ReaderTask:
-    return ReaderTask(run.site.kafka, run.topic.name, PARTITIONS, workload.topics, live)
+def _reader_task(run: Trial, workload: Workload, *, live: bool, since_ns: int = 0) -> ReaderTask:
+    return ReaderTask(run.site.kafka, run.topic.name, PARTITIONS, workload.topics, live, since_ns)
 
 
-def _read_afterwards(run: Trial, workload: Workload, sent: list[int]) -> Reading:
-    with reading(_reader_task(run, workload, live=False)) as reader:
+def _read_afterwards(run: Trial, workload: Workload, sent: list[int], *, since_ns: int = 0) -> Reading:
+    with reading(_reader_task(run, workload, live=False, since_ns=since_ns)) as reader:
         return reader.stop(sent)
 
 
 def _measurement(
     forwarder: Forwarder, mode: str, watch: Watch, found: Reading, began: int, *, unacknowledged: int | None = None
 ) -> Measurement:
-    seconds = found.last_append_ns / 1e9 - began / 1e9
     if not found.last_append_ns:
         raise MeasurementError(f"{forwarder.name}: not one message reached Kafka")
+    seconds = (found.last_append_ns - began) / 1e9
     if seconds <= 0:
         raise MeasurementError("Kafka's clock is not this machine's: it wrote the last record before the start")
     return Measurement(
         forwarder=forwarder.name,
         mode=mode,
         seconds=seconds,
+        first_seconds=(found.first_append_ns - began) / 1e9,
         verdict=found.verdict,
         latencies=found.latencies,
         watched_seconds=watch.seconds,

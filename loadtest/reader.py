@@ -37,13 +37,17 @@ _NANOS_PER_MILLI = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What to read: a topic with so many partitions, holding messages of so many MQTT topics."""
+    """What to read: a topic with so many partitions, holding messages of so many MQTT topics.
+
+    A message can't be late before `since_ns`, however early it was sent: when the broker could send it on.
+    """
 
     kafka: KafkaEndpoint
     topic: str
     partitions: int
     mqtt_topics: int
     live: bool
+    since_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the reader found. Times are nanoseconds since 1970; `bytes` are those of all values and keys.
+    """What the reader found. Times are nanoseconds since 1970.
 
     `last_append_ns` is 0 if there was no message at all. `intervals` are by the half second they began in.
     """
@@ -145,13 +149,14 @@ class Reader:
         self._first = min(self._first or int(appended.min()), int(appended.min()))
         self._last = max(self._last, int(appended.max()))
         arrival = np.full_like(sent, now) if self._task.live else appended
-        self._latencies.record(arrival - sent)
+        latencies = arrival - np.maximum(sent, self._task.since_ns)
+        self._latencies.record(latencies)
         bins = arrival // BIN_NS
         for each in np.unique(bins):
             inside = bins == each
             interval = self._intervals[int(each)]
             interval.messages += int(np.count_nonzero(inside))
-            interval.latencies.record((arrival - sent)[inside])
+            interval.latencies.record(latencies[inside])
 
 
 def read(task: Task, pipe: Pipe, arrived: Any) -> None:

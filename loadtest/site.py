@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,12 @@ class Site:
     folder: Path
     mosquitto: Mosquitto | None = None
     kafka_process: Kafka | None = None
+
+    @contextmanager
+    def with_mosquitto(self, *, max_inflight: int) -> Iterator[Site]:
+        """The same Kafka with another Mosquitto, which keeps so many messages in flight per client."""
+        with _mosquitto(self.folder / f"mosquitto-{max_inflight}", max_inflight) as mosquitto:
+            yield replace(self, mqtt=MqttEndpoint(mosquitto.host, mosquitto.port), mosquitto=mosquitto)
 
     @contextmanager
     def topic(self, name: str) -> Iterator[Topic]:
@@ -96,14 +102,7 @@ def own_site(*, max_inflight: int = 65_535, warm: bool = True) -> Iterator[Site]
     """
     with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
         folder = Path(name)
-        mosquitto = Mosquitto(
-            folder / "mosquitto",
-            persistence=False,
-            max_inflight=max_inflight,
-            max_queued=0,
-            extra=["max_queued_bytes 0"],
-        )
-        with mosquitto, Kafka(folder / "kafka") as kafka:
+        with _mosquitto(folder / "mosquitto", max_inflight) as mosquitto, Kafka(folder / "kafka") as kafka:
             site = Site(
                 MqttEndpoint(mosquitto.host, mosquitto.port),
                 KafkaEndpoint(kafka.host, kafka.port),
@@ -114,6 +113,10 @@ def own_site(*, max_inflight: int = 65_535, warm: bool = True) -> Iterator[Site]
             if warm:
                 _warm_up(site)
             yield site
+
+
+def _mosquitto(folder: Path, max_inflight: int) -> Mosquitto:
+    return Mosquitto(folder, persistence=False, max_inflight=max_inflight, max_queued=0, extra=["max_queued_bytes 0"])
 
 
 def _warm_up(site: Site) -> None:

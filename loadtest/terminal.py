@@ -45,6 +45,7 @@ FIGURES: dict[str, Callable[[Sequence[Measurement]], str]] = {
     "messages a second": lambda found: f"{middle(found, lambda each: each.rate):,.0f}",
     "CPU µs a message": lambda found: f"{middle(found, lambda each: each.cpu_micros):.1f}",
     "CPU % of a core": lambda found: f"{middle(found, lambda each: each.cores * 100):.1f}",
+    "first in Kafka after ms": lambda found: f"{middle(found, lambda each: each.first_seconds * 1e3):,.0f}",
     "latency p50 ms": _latency(50),
     "p90": _latency(90),
     "p99": _latency(99),

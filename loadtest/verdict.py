@@ -51,11 +51,6 @@ class Judge:
         self._late = np.zeros(topics, dtype=np.int64)
         self._repeated = 0
 
-    @property
-    def arrived(self) -> int:
-        """How many different messages have come."""
-        return int(np.count_nonzero(self._seen))
-
     def take(self, numbers: NDArray[np.int64]) -> int:
         """Take the next ones; returns how many of them are new."""
         if not len(numbers):

@@ -38,6 +38,13 @@ class Workload:
             raise ValueError(f"there is no QoS {self.qos}")
         Sizes(self.size)
 
+    def __str__(self) -> str:
+        pace = "at full speed" if self.rate is None else f"at {self.rate:,.0f} a second"
+        return (
+            f"{self.messages:,} messages of {self.size} B, QoS {self.qos}, {self.topics:,} topics, "
+            f"{self.publishers} publishers {pace}"
+        )
+
     def of_publisher(self, publisher: int) -> int:
         """How many messages this publisher sends."""
         return len(range(publisher, self.messages, self.publishers))
