@@ -11,7 +11,7 @@ SETUP := .venv/.setup-done
 KAFKA := .cache/kafka/.fetched
 TEST_TOOLS := .cache/.test-tools-found
 
-.PHONY: help setup test lint format demo bench chaos kafka test-tools clean distclean
+.PHONY: help setup test lint format demo bench bench-full chaos kafka test-tools clean distclean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -38,8 +38,15 @@ format: setup ## Let ruff format and fix
 demo: setup ## The service with brokers and devices of its own, nothing to install
 	@$(BIN)/python -m server.demo
 
-bench: setup test-tools kafka ## Measure throughput and latency against real brokers
-	$(BIN)/python loadtest/bench.py $(ARGS)
+# Its figures are compared with a prototype's where there is one.
+PROTOTYPE ?= $(firstword $(wildcard ../shared/prototypes/fast_lane.py ../../shared/prototypes/fast_lane.py))
+BENCH = $(BIN)/python -m loadtest.bench $(if $(PROTOTYPE),--prototype $(PROTOTYPE))
+
+bench: setup test-tools kafka ## Every target of the fast path, measured (10 minutes; ARGS="--html FILE")
+	$(BENCH) $(ARGS)
+
+bench-full: setup test-tools kafka ## The same with more rounds, large backlogs and 1,000 mappings (about an hour)
+	$(BENCH) --full $(ARGS)
 
 chaos: setup test-tools kafka ## The long fault programme, about 3 hours, resumable: ARGS="--seed 1 --filter Kafka --hours 1 --report"
 	$(BIN)/python -m tests.faults $(ARGS)

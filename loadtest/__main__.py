@@ -81,6 +81,10 @@ def main(
     wrapped: Annotated[
         bool, typer.Option("--wrapped", "-w", help="the forwarder wraps payloads as JSON", rich_help_panel=WORKLOAD)
     ] = False,
+    silence: Annotated[
+        float,
+        typer.Option(help="seconds; what comes later than so long after the last is lost", rich_help_panel=COMPETITION),
+    ] = modes.SILENCE,
     forwarder: Annotated[
         str, typer.Option(help="mkf, or anything --against takes", rich_help_panel=COMPETITION)
     ] = "mkf",
@@ -94,9 +98,11 @@ def main(
         ),
     ] = None,
     prototype: Annotated[
-        Path | None, typer.Option(help="where `prototype` is (fast_lane.py)", rich_help_panel=COMPETITION)
+        Path | None, typer.Option(exists=True, help="where `prototype` is (fast_lane.py)", rich_help_panel=COMPETITION)
     ] = None,
-    seed: Annotated[Path | None, typer.Option(help="where `seed` is (binary)", rich_help_panel=COMPETITION)] = None,
+    seed: Annotated[
+        Path | None, typer.Option(exists=True, help="where `seed` is (binary)", rich_help_panel=COMPETITION)
+    ] = None,
     rounds: Annotated[
         int | None, typer.Option(min=1, help="[5 with --against, else 1]", rich_help_panel=COMPETITION)
     ] = None,
@@ -151,7 +157,7 @@ def main(
             def told(number: int, found: Measurement) -> None:
                 bar.console.print(terminal.line(number, found), highlight=False)
 
-            measured = partial(measure, site=place, workload=workload, wrapped=wrapped, progress=tell)
+            measured = partial(measure, site=place, workload=workload, wrapped=wrapped, silence=silence, progress=tell)
             results = compete(contestants, how_often, measured, told)
     except (MeasurementError, BrokerError, CrewError, MqttError) as error:
         console.print(f"[red]no result:[/red] {error}", highlight=False)

@@ -35,7 +35,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 def main(
     *,
     full: Annotated[bool, typer.Option("--full", help="all rows, more rounds; an hour rather than minutes")] = False,
-    prototype: Annotated[Path | None, typer.Option(help="fast_lane.py; without it no row compares with it")] = None,
+    prototype: Annotated[
+        Path | None, typer.Option(exists=True, help="fast_lane.py; without it no row compares with it")
+    ] = None,
     only: Annotated[str, typer.Option(help="rows whose text contains this")] = "",
     json_file: Annotated[Path | None, typer.Option("--json", help="write everything measured there")] = None,
     html_file: Annotated[Path | None, typer.Option("--html", help="write a page with plots there")] = None,

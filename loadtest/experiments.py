@@ -43,6 +43,7 @@ PLAIN = Plain()
 SMALL_WINDOW = 50
 PUBLISH_TIMEOUT = 600.0
 FIRST_TIMEOUT = 60.0
+START_TIMEOUT = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Scale:
     paced_seconds: float
     growth: tuple[int, ...] = ()
     mappings: int = 0
+    mappings_seconds: float = 20
 
 
 SHORT = Scale(rounds=3, drain=300_000, live=200_000, paced_seconds=6)
@@ -180,11 +182,11 @@ class Experiments:
     def many_mappings(self) -> ManyMappings:
         """1,000 mappings with 5 messages a second each."""
         mappings = self.scale.mappings
-        workload = Workload(5 * mappings * 20, topics=mappings, rate=5.0 * mappings)
+        workload = Workload(round(5 * mappings * self.scale.mappings_seconds), topics=mappings, rate=5.0 * mappings)
         with self._running(Service(mappings=mappings), workload) as (run, api):
-            time.sleep(5)
+            run.wait_until_idle(START_TIMEOUT)
             idle = Watch(run.pids(), run.child.pid).begin()
-            time.sleep(20)
+            time.sleep(self.scale.mappings_seconds)
             idle.end()
             with publishers(self._site.mqtt, run.task.prefix, workload) as workers:
                 busy = Watch(run.pids(), run.child.pid).begin()

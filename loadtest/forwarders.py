@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -83,7 +84,8 @@ class Service:
         """Write its configuration file."""
         port = free_port()
         path = task.folder / "config.yaml"
-        path.write_text(yaml.safe_dump(self._config(task), sort_keys=False))
+        # JSON is YAML; a YAML writer would make aliases of what mappings share, and those are refused.
+        path.write_text(json.dumps(self._config(task), indent=1))
         env = {
             **os.environ,
             "CONFIG_FILE": str(path),
@@ -237,9 +239,9 @@ def chosen(names: Sequence[str], prototype: Path | None = None, seed: Path | Non
     """
     ready: dict[str, Forwarder] = {"mkf": Service(), "plain": Plain(), "plain-one-by-one": Plain(one_by_one=True)}
     if prototype is not None:
-        ready["prototype"] = Prototype(prototype.resolve(strict=True))
+        ready["prototype"] = Prototype(prototype.resolve())
     if seed is not None:
-        ready["seed"] = Seed(seed.resolve(strict=True))
+        ready["seed"] = Seed(seed.resolve())
     for name in ("prototype", "seed"):
         if name in names and name not in ready:
             raise ValueError(f"--{name} must say where it is")

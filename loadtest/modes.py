@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from loadtest.workload import Workload
 
 PUBLISH_TIMEOUT = 3600.0
-# Nothing new for so long: what has not come is lost.
-SILENCE_TIMEOUT = 15.0
+SILENCE = 15.0
 IDLE_TIMEOUT = 60.0
 _POLL_SECONDS = 0.05
 
@@ -47,9 +46,15 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 def drain(
-    forwarder: Forwarder, site: Site, workload: Workload, *, wrapped: bool = False, progress: Progress = silent
+    forwarder: Forwarder,
+    site: Site,
+    workload: Workload,
+    *,
+    wrapped: bool = False,
+    silence: float = SILENCE,
+    progress: Progress = silent,
 ) -> Measurement:
-    """Fill a session, then let the forwarder empty it.
+    """Fill a session, then let the forwarder empty it. What has not come `silence` seconds after the last is lost.
 
     Raises:
         MeasurementError: it can't be measured. Lost messages are no error here: see the verdict.
@@ -60,7 +65,7 @@ def drain(
         with publishers(site.mqtt, run.task.prefix, replace(workload, rate=None)) as workers:
             sent = [each.messages for each in run_all(workers, PUBLISH_TIMEOUT, lambda: progress("fill", 0, 0))]
         watch, began = _released(run)
-        _wait_until_arrived(run, lambda: run.topic.records() - already, sum(sent), progress)
+        _wait_until_arrived(run, lambda: run.topic.records() - already, sum(sent), silence, progress)
         run.wait_until_idle(IDLE_TIMEOUT)
         watch.end()
         run.stop()
@@ -75,12 +80,13 @@ def live(
     workload: Workload,
     *,
     wrapped: bool = False,
+    silence: float = SILENCE,
     progress: Progress = silent,
 ) -> Measurement:
     """Let the forwarder forward while publishers publish, at full speed or, if the workload has a rate, at a pace.
 
     At a pace a reader reads meanwhile. At full speed it would take from the forwarder the CPU that is measured, so it
-    reads afterwards.
+    reads afterwards. What has not come `silence` seconds after the last is lost.
 
     Raises:
         MeasurementError: it can't be measured. Lost messages are no error here: see the verdict.
@@ -106,7 +112,7 @@ def live(
         watch, began = Watch(pids, run.child.pid).begin(), time.time_ns()
         published = run_all(workers, PUBLISH_TIMEOUT, lambda: progress("live", arrived(), workload.messages))
         sent = [each.messages for each in published]
-        _wait_until_arrived(run, arrived, sum(sent), progress)
+        _wait_until_arrived(run, arrived, sum(sent), silence, progress)
         watch.end()
         run.stop()
         found = reader.stop(sent) if reader is not None else _read_afterwards(run, workload, sent)
@@ -128,10 +134,12 @@ def _released(run: Trial) -> tuple[Watch, int]:
         mosquitto.resume()
 
 
-def _wait_until_arrived(run: Trial, arrived: Callable[[], int], messages: int, progress: Progress) -> None:
-    """Wait until so many messages are in Kafka, or nothing new has come for long."""
+def _wait_until_arrived(
+    run: Trial, arrived: Callable[[], int], messages: int, silence: float, progress: Progress
+) -> None:
+    """Wait until so many messages are in Kafka, or nothing new has come for `silence` seconds."""
     held, changed = -1, time.monotonic()
-    while held < messages and time.monotonic() - changed < SILENCE_TIMEOUT:
+    while held < messages and time.monotonic() - changed < silence:
         time.sleep(_POLL_SECONDS)
         before, held = held, arrived()
         progress("arrive", held, messages)

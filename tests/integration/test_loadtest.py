@@ -1,0 +1,133 @@
+"""The load tool itself, with few messages: that it measures and judges, not what."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from typer.testing import CliRunner
+
+from loadtest import bench, modes
+from loadtest.endpoints import KafkaEndpoint, MqttEndpoint
+from loadtest.experiments import Scale
+from loadtest.forwarders import AnyCommand, Service
+from loadtest.measurement import MeasurementError
+from loadtest.site import Site
+from loadtest.workload import Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.brokers import KafkaCluster, Mosquitto, MqttBroker
+
+ROOT = Path(__file__).parents[2]
+FAULTY = f"{sys.executable} {Path(__file__).parent / 'faulty_forwarder.py'}"
+PLAIN_OPTIONS = (
+    "--mqtt {mqtt_host}:{mqtt_port} --kafka {kafka} --client-id {client_id} --filter {filter} --topic {topic}"
+)
+
+
+@pytest.fixture
+def site(own_mosquitto: Callable[..., Mosquitto], kafka: KafkaCluster, tmp_path: Path) -> Site:
+    """Return a Mosquitto that can be frozen, and the shared Kafka."""
+    mosquitto = own_mosquitto(persistence=False)
+    folder = tmp_path / "site"
+    folder.mkdir()
+    return Site(MqttEndpoint(mosquitto.host, mosquitto.port), KafkaEndpoint(kafka.host, kafka.port), folder, mosquitto)
+
+
+async def loadtest(mosquitto: MqttBroker, kafka: KafkaCluster, *arguments: str) -> tuple[int, str]:
+    """Run the tool between the shared brokers; returns its exit code and what it said."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "loadtest", *arguments),
+        *("--mqtt", f"{mosquitto.host}:{mosquitto.port}", "--kafka", kafka.bootstrap),
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "120", "PYTHONPATH": str(ROOT)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await process.communicate()
+    return await process.wait(), said.decode()
+
+
+async def test_at_a_pace_against_another_with_all_reports(
+    mosquitto: MqttBroker, kafka: KafkaCluster, tmp_path: Path
+) -> None:
+    paths = tmp_path / "report.json", tmp_path / "report.html"
+    options = ["--rate", "500", "--duration", "1", "--against", "plain", "--rounds", "1"]
+    code, said = await loadtest(mosquitto, kafka, "paced", *options, "--json", str(paths[0]), "--html", str(paths[1]))
+    assert code == 0, said
+    assert "mkf / plain, round by round" in said
+    report: dict[str, Any] = json.loads(paths[0].read_text())
+    for name in ("mkf", "plain"):
+        (found,) = report["forwarders"][name]
+        assert found["verdict"] == {
+            "published": 500,
+            "lost": 0,
+            "repeated": 0,
+            "out_of_order": 0,
+            "topics_out_of_order": 0,
+            "first_lost": None,
+            "foreign": 0,
+            "good": True,
+        }
+        assert found["messages_per_second"] == pytest.approx(500, rel=0.3)
+        assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["max"] < 60_000
+        assert 10_000_000 < found["peak_bytes"] < 500_000_000
+        assert {"forwarder", "reader", "publisher 0"} == set(found["cpu_cores_by_process"])
+    assert "plotly" in paths[1].read_text()
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "found"),
+    [("lose", 1, ("lost", 2)), ("swap", 1, ("out_of_order", 2)), ("repeat", 0, ("repeated", 4))],
+)
+async def test_loss_and_disorder_end_with_1(
+    mosquitto: MqttBroker, kafka: KafkaCluster, fault: str, code: int, found: tuple[str, int]
+) -> None:
+    options = ["--messages", "200", "--topics", "1", "--silence", "1"]
+    ended, said = await loadtest(mosquitto, kafka, "live", *options, "--forwarder", f"{FAULTY} {fault} {PLAIN_OPTIONS}")
+    assert ended == code, said
+    rows = {cells[1].strip(): cells[2].strip() for line in said.splitlines() if len(cells := line.split("│")) == 4}
+    counts = {"lost": rows["lost (all rounds)"], "out_of_order": rows["out of order"], "repeated": rows["repeated"]}
+    assert counts == {"lost": "0", "out_of_order": "0", "repeated": "0"} | {found[0]: str(found[1])}
+
+
+async def test_a_forwarder_that_forwards_nothing_is_no_result(mosquitto: MqttBroker, kafka: KafkaCluster) -> None:
+    code, said = await loadtest(mosquitto, kafka, "drain", "--messages", "10", "--forwarder", "false")
+    assert code == 1
+    assert "forwards nothing" in said
+
+
+async def test_a_session_is_drained_while_a_frozen_broker_waits(site: Site) -> None:
+    workload = Workload(2_000, "lognormal:100,1.0", topics=10, qos=2, publishers=2)
+    found = await asyncio.to_thread(modes.drain, Service(), site, workload, wrapped=True)
+    assert found.verdict.good
+    assert (found.verdict.published, found.verdict.repeated, found.unacknowledged) == (2_000, 0, 0)
+    assert found.rate > 0
+    assert 0 < found.cpu_micros < 100_000
+    assert set(found.cpu) == {"forwarder", "mosquitto"}
+    assert found.latencies.count == 2_000
+
+
+async def test_what_ends_in_the_middle_is_an_error_with_its_log(site: Site) -> None:
+    quits = AnyCommand("sh -c 'echo so long; exit 3'", "quits")
+    with pytest.raises(MeasurementError, match="so long"):
+        await asyncio.to_thread(modes.live, quits, site, Workload(100))
+
+
+def test_the_bench_finds_its_rows(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench, "own_site", lambda: nullcontext(site))
+    scale = Scale(rounds=1, drain=1_500, live=500, paced_seconds=0.5, mappings=3, mappings_seconds=1)
+    monkeypatch.setattr(bench, "SHORT", scale)
+    found = CliRunner().invoke(bench.app, ["--only", "full", "--json", str(tmp_path / "b.json")])
+    assert found.exit_code == 0, found.output
+    rows = json.loads((tmp_path / "b.json").read_text())["targets"]
+    assert [row[0] for row in rows] == ["live, full speed", "event loop lag, full load", "/readyz, full load"]
+    assert all(row[2] for row in rows)
