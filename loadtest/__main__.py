@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
@@ -108,9 +109,10 @@ def main(
     ] = None,
     mqtt: Annotated[str | None, typer.Option(help="host:port [starts a Mosquitto]", rich_help_panel=BROKERS)] = None,
     kafka: Annotated[str | None, typer.Option(help="host:port [starts a Kafka]", rich_help_panel=BROKERS)] = None,
-    max_inflight: Annotated[
-        int, typer.Option(min=1, max=65_535, help="of the tool's own Mosquitto", rich_help_panel=BROKERS)
-    ] = 65_535,
+    window: Annotated[
+        int | None,
+        typer.Option(min=1, help="messages in flight to the forwarder [no limit]", rich_help_panel=BROKERS),
+    ] = None,
     mqtt_ca: Annotated[Path | None, typer.Option(help="PEM; TLS to MQTT", rich_help_panel=BROKERS)] = None,
     mqtt_cert: Annotated[Path | None, typer.Option(rich_help_panel=BROKERS)] = None,
     mqtt_key: Annotated[Path | None, typer.Option(rich_help_panel=BROKERS)] = None,
@@ -142,13 +144,17 @@ def main(
         )
         contestants = chosen([forwarder, *(against or [])], prototype, seed)
         mqtt_tls, kafka_tls = _tls("mqtt", mqtt_ca, mqtt_cert, mqtt_key), _tls("kafka", kafka_ca, kafka_cert, kafka_key)
-        site = _site(mqtt, mqtt_tls, kafka, kafka_tls, max_inflight)
+        site = _site(mqtt, mqtt_tls, kafka, kafka_tls)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     how_often = rounds or (DEFAULT_ROUNDS if len(contestants) > 1 else 1)
     measure = modes.drain if mode is Mode.DRAIN else modes.live
     try:
-        with site as place, _progress(console) as bar:
+        with (
+            site as brokers,
+            brokers.with_window(window) if window else nullcontext(brokers) as place,
+            _progress(console) as bar,
+        ):
             task = bar.add_task("", total=None)
 
             def tell(stage: str, done: int, total: int) -> None:
@@ -211,12 +217,12 @@ def _tls(name: str, ca: Path | None, cert: Path | None, key: Path | None) -> Tls
 
 
 def _site(
-    mqtt: str | None, mqtt_tls: Tls | None, kafka: str | None, kafka_tls: Tls | None, max_inflight: int
+    mqtt: str | None, mqtt_tls: Tls | None, kafka: str | None, kafka_tls: Tls | None
 ) -> AbstractContextManager[Site]:
     if mqtt is None and kafka is None:
         if mqtt_tls or kafka_tls:
             raise ValueError("TLS needs --mqtt and --kafka: the tool's own brokers have none")
-        return own_site(max_inflight=max_inflight)
+        return own_site()
     if mqtt is None or kafka is None:
         raise ValueError("--mqtt and --kafka go together")
     return given_site(MqttEndpoint(*_address(mqtt), mqtt_tls), KafkaEndpoint(*_address(kafka), kafka_tls))

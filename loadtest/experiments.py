@@ -133,7 +133,7 @@ class Experiments:
     @cached_property
     def small_window(self) -> Results:
         """A broker that keeps few messages in flight."""
-        with self._site.with_mosquitto(max_inflight=SMALL_WINDOW) as site:
+        with self._site.with_window(SMALL_WINDOW) as site:
             measure = partial(modes.drain, site=site, workload=Workload(self.scale.drain // 5))
             return self._contest("drain, 50 in flight", [SERVICE, *self._prototype], measure)
 

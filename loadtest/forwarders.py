@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from loadtest.endpoints import KafkaEndpoint, MqttEndpoint
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent
+ROOT = Path(__file__).parents[1]
 # More than any measurement has: the prototype ends by itself after so many, and then its CPU could not be read.
 NEVER = 10**12
 
@@ -104,9 +103,10 @@ class Service:
         }
 
     def _mapping(self, task: Task, number: int) -> dict[str, Any]:
+        topic = task.filter if self.mappings == 1 else f"{task.prefix}/{number:06d}/#"
         return {
             "name": f"bench-{number}",
-            "mqtt": {"topic": task.filter if self.mappings == 1 else f"{task.prefix}/{number:06d}/#", "qos": task.qos},
+            "mqtt": {"topic": topic, "qos": task.qos},
             "kafka": {"topic": task.topic, **self.mapping.get("kafka", {})},
             "wrap_as_json": self.mapping.get("wrap_as_json", task.wrapped),
         }
@@ -135,7 +135,8 @@ class Plain:
         }
         flags = [*(["--one-by-one"] if self.one_by_one else []), *(["--wrap"] if task.wrapped else [])]
         arguments = [part for option in options.items() for part in option]
-        return Command(task.prefix, [sys.executable, HERE / "plain.py", *arguments, *flags])
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return Command(task.prefix, [sys.executable, "-m", "loadtest.plain", *arguments, *flags], env)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +154,14 @@ class Prototype:
         """Copy it.
 
         Raises:
-            ValueError: the ports are not where they are expected.
+            ValueError: they are not where they are expected.
         """
         source = self.path.read_text()
-        addresses = {
+        changes = {
             '"127.0.0.1:19092"': f'"{task.kafka.bootstrap}"',
             '"127.0.0.1", 18830': f'"{task.mqtt.host}", {task.mqtt.port}',
         }
-        for written, wanted in addresses.items():
+        for written, wanted in changes.items():
             if source.count(written) != 1:
                 raise ValueError(f"{self.path} does not have {written} once")
             source = source.replace(written, wanted)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from loadtest.endpoints import KafkaEndpoint, MqttEndpoint
-from tests.brokers import Kafka, Mosquitto
+from tests.brokers import Kafka, Mosquitto, free_port
+from tests.brokers.process import Child, accepts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+ROOT = Path(__file__).parents[1]
 PARTITIONS = 4
 ADMIN_TIMEOUT = 30.0
 WARM_UP_SECONDS = 8.0
@@ -27,19 +31,28 @@ _POLL = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The brokers of a measurement; `mosquitto` and `kafka_process` only if they are the tool's own."""
+    """The brokers of a measurement; `mosquitto` and `kafka_process` only if they are the tool's own.
+
+    `window` is the proxy through which forwarders reach Mosquitto if few messages are to be in flight.
+    """
 
     mqtt: MqttEndpoint
     kafka: KafkaEndpoint
     folder: Path
     mosquitto: Mosquitto | None = None
     kafka_process: Kafka | None = None
+    window: Proxy | None = None
+
+    @property
+    def forwarders_mqtt(self) -> MqttEndpoint:
+        """Where forwarders connect to."""
+        return self.mqtt if self.window is None else MqttEndpoint("127.0.0.1", self.window.port)
 
     @contextmanager
-    def with_mosquitto(self, *, max_inflight: int) -> Iterator[Site]:
-        """The same Kafka with another Mosquitto, which keeps so many messages in flight per client."""
-        with _mosquitto(self.folder / f"mosquitto-{max_inflight}", max_inflight) as mosquitto:
-            yield replace(self, mqtt=MqttEndpoint(mosquitto.host, mosquitto.port), mosquitto=mosquitto)
+    def with_window(self, size: int) -> Iterator[Site]:
+        """The same brokers, with at most `size` messages in flight to a forwarder."""
+        with Proxy(self.folder, self.mqtt, size) as window:
+            yield replace(self, window=window)
 
     @contextmanager
     def topic(self, name: str) -> Iterator[Topic]:
@@ -57,6 +70,25 @@ class Site:
         finally:
             topic.close()
             admin.delete_topics([name])[name].result(ADMIN_TIMEOUT)
+
+
+class Proxy(Child):
+    """window.py, on a port of its own."""
+
+    def __init__(self, folder: Path, mqtt: MqttEndpoint, size: int) -> None:
+        super().__init__("window", folder / "window.log")
+        self.port = free_port()
+        self._arguments = [str(self.port), mqtt.host, str(mqtt.port), str(size)]
+
+    def __enter__(self) -> Self:
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.spawn([sys.executable, "-m", "loadtest.window", *self._arguments], env=env)
+        self.wait_until(lambda: accepts("127.0.0.1", self.port), timeout=ADMIN_TIMEOUT, what="listening")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.running:
+            self.kill()
 
 
 class Topic:
@@ -90,11 +122,11 @@ class Topic:
 
 
 @contextmanager
-def own_site(*, max_inflight: int = 65_535, warm: bool = True) -> Iterator[Site]:
+def own_site(*, warm: bool = True) -> Iterator[Site]:
     """Start a Mosquitto and a Kafka.
 
-    Mosquitto queues without a limit; it keeps `max_inflight` messages in flight per client, by default as many as the
-    protocol allows, so that it is the forwarder's limit that is measured. `warm`: Kafka has been used a little, so that
+    Mosquitto queues without a limit and keeps as many messages in flight as the protocol allows, so that it is the
+    forwarder's limit that is measured. `warm`: Kafka has been used a little, so that
     its compiler does not take part in the first measurement.
 
     Raises:
@@ -102,7 +134,7 @@ def own_site(*, max_inflight: int = 65_535, warm: bool = True) -> Iterator[Site]
     """
     with tempfile.TemporaryDirectory(prefix="loadtest-") as name:
         folder = Path(name)
-        with _mosquitto(folder / "mosquitto", max_inflight) as mosquitto, Kafka(folder / "kafka") as kafka:
+        with _mosquitto(folder / "mosquitto") as mosquitto, Kafka(folder / "kafka") as kafka:
             site = Site(
                 MqttEndpoint(mosquitto.host, mosquitto.port),
                 KafkaEndpoint(kafka.host, kafka.port),
@@ -115,8 +147,9 @@ def own_site(*, max_inflight: int = 65_535, warm: bool = True) -> Iterator[Site]
             yield site
 
 
-def _mosquitto(folder: Path, max_inflight: int) -> Mosquitto:
-    return Mosquitto(folder, persistence=False, max_inflight=max_inflight, max_queued=0, extra=["max_queued_bytes 0"])
+def _mosquitto(folder: Path) -> Mosquitto:
+    unlimited = ["max_queued_bytes 0"]
+    return Mosquitto(folder, persistence=False, max_inflight=65_535, max_queued=0, extra=unlimited)
 
 
 def _warm_up(site: Site) -> None:

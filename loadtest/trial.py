@@ -101,6 +101,8 @@ class Trial:
             pids["mosquitto"] = self.site.mosquitto.pid
         if self.site.kafka_process is not None:
             pids["kafka"] = self.site.kafka_process.pid
+        if self.site.window is not None:
+            pids["window"] = self.site.window.pid
         return pids
 
     def unacknowledged(self) -> int:
@@ -130,7 +132,7 @@ class Trial:
             peers = {peer.raddr.port for each in family for peer in each.net_connections("tcp") if peer.raddr}
         except psutil.NoSuchProcess:
             return False
-        return self.site.mqtt.port in peers
+        return self.task.mqtt.port in peers
 
 
 @contextmanager
@@ -140,7 +142,7 @@ def trial(forwarder: Forwarder, site: Site, workload: Workload, *, wrapped: bool
     folder = site.folder / name
     folder.mkdir()
     with site.topic(name) as topic:
-        task = Task(site.mqtt, site.kafka, name, name, workload.qos, folder, wrapped)
+        task = Task(site.forwarders_mqtt, site.kafka, name, name, workload.qos, folder, wrapped)
         command = forwarder.command(task)
         child = Child(forwarder.name, folder / "forwarder.log")
         try:

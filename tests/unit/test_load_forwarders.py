@@ -40,7 +40,7 @@ def test_our_service_gets_a_file_it_accepts(task: Task) -> None:
 
 def test_the_plain_loop_is_told_everything(task: Task) -> None:
     words = [str(word) for word in Plain(one_by_one=True).command(task).arguments]
-    assert words[2:] == [
+    assert words[3:] == [
         *("--mqtt", "m:1883", "--kafka", "k:9092", "--client-id", "run", "--filter", "run/#"),
         *("--topic", "records", "--qos", "2", "--one-by-one", "--wrap"),
     ]
