@@ -16,20 +16,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from loadtest import modes, terminal
 from loadtest.contest import compete, good
-from loadtest.crew import CrewError
 from loadtest.document import document
 from loadtest.endpoints import KafkaEndpoint, MqttEndpoint, Tls
 from loadtest.forwarders import chosen
 from loadtest.machine import described
-from loadtest.measurement import Measurement, MeasurementError
-from loadtest.mqtt import MqttError
 from loadtest.page import page, section
 from loadtest.site import Site, given_site, own_site
+from loadtest.trial import NO_RESULT
 from loadtest.workload import Workload
-from tests.brokers import BrokerError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+
+    from loadtest.measurement import Measurement
 
 DEFAULT_MESSAGES = 200_000
 DEFAULT_DURATION = 10.0
@@ -165,7 +164,7 @@ def main(
 
             measured = partial(measure, site=place, workload=workload, wrapped=wrapped, silence=silence, progress=tell)
             results = compete(contestants, how_often, measured, told)
-    except (MeasurementError, BrokerError, CrewError, MqttError) as error:
+    except NO_RESULT as error:
         console.print(f"[red]no result:[/red] {error}", highlight=False)
         raise typer.Exit(1) from None
     title = f"{mode}: {workload}, {how_often} rounds"

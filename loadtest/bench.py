@@ -13,19 +13,18 @@ from rich.table import Table
 
 from loadtest import terminal
 from loadtest.contest import good
-from loadtest.crew import CrewError
 from loadtest.document import document
 from loadtest.experiments import FULL, SHORT, Experiments
 from loadtest.machine import described
-from loadtest.measurement import Measurement, MeasurementError
-from loadtest.mqtt import MqttError
 from loadtest.page import page, section, table
 from loadtest.site import own_site
 from loadtest.targets import NOT_MEASURED, TARGETS, Finding, Target
-from tests.brokers import BrokerError
+from loadtest.trial import NO_RESULT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from loadtest.measurement import Measurement
 
 HEAD = ("", "target", "measured", "ratio", "")
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -76,7 +75,7 @@ def _found(row: Target, made: Experiments, console: Console) -> Finding:
     """What a row finds; a measurement that fails costs its own rows only."""
     try:
         return row.find(made)
-    except (MeasurementError, BrokerError, CrewError, MqttError, TimeoutError) as error:
+    except NO_RESULT as error:
         console.print(f"[red]{row.what}:[/red] {error}", highlight=False)
         return NOT_MEASURED
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from loadtest import publisher, reader
+from loadtest.measurement import MeasurementError
 from loadtest.publisher import Assignment, Published
 from loadtest.reader import Reading, Stop
 
@@ -25,7 +26,7 @@ _PROCESSES = multiprocessing.get_context("spawn")
 Result = TypeVar("Result")
 
 
-class CrewError(RuntimeError):
+class CrewError(MeasurementError):
     """A publisher or the reader ended or fell silent."""
 
 

@@ -8,10 +8,12 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Formatter
 from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
+from loadtest.measurement import MeasurementError
 from tests.brokers import free_port
 
 if TYPE_CHECKING:
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 # More than any measurement has: the prototype ends by itself after so many, and then its CPU could not be read.
 NEVER = 10**12
+PLACEHOLDERS = frozenset(
+    {"mqtt_host", "mqtt_port", "kafka_host", "kafka_port", "kafka", "filter", "topic", "client_id", "qos", "wrapped"}
+    | {"folder"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,6 @@ class Service:
     name: str = "mkf"
     mappings: int = 1
     mapping: Mapping[str, Any] = field(default_factory=dict)
-    kafka: Mapping[str, Any] = field(default_factory=dict)
 
     def command(self, task: Task) -> Command:
         """Write its configuration file."""
@@ -98,7 +103,7 @@ class Service:
     def _config(self, task: Task) -> dict[str, Any]:
         return {
             "mqtt": {"host": task.mqtt.host, "port": task.mqtt.port, "client_id": task.prefix},
-            "kafka": {"bootstrap_server": task.kafka.host, "port": task.kafka.port, **self.kafka},
+            "kafka": {"bootstrap_server": task.kafka.host, "port": task.kafka.port},
             "forwarding": [self._mapping(task, number) for number in range(self.mappings)],
         }
 
@@ -154,7 +159,7 @@ class Prototype:
         """Copy it.
 
         Raises:
-            ValueError: they are not where they are expected.
+            MeasurementError: they are not where they are expected.
         """
         source = self.path.read_text()
         changes = {
@@ -163,7 +168,7 @@ class Prototype:
         }
         for written, wanted in changes.items():
             if source.count(written) != 1:
-                raise ValueError(f"{self.path} does not have {written} once")
+                raise MeasurementError(f"{self.path} does not have {written} once")
             source = source.replace(written, wanted)
         copy = task.folder / self.path.name
         copy.write_text(source)
@@ -199,17 +204,22 @@ class Seed:
 
 @dataclass(frozen=True, slots=True)
 class AnyCommand:
-    """Any other forwarder: a command line with placeholders such as {kafka} (host:port)."""
+    """Any other forwarder: a command line with placeholders such as {kafka} (host:port).
+
+    Raises:
+        ValueError: there is no such placeholder.
+    """
 
     text: str
     name: str
 
-    def command(self, task: Task) -> Command:
-        """Fill the placeholders.
+    def __post_init__(self) -> None:
+        for _, found, _, _ in Formatter().parse(self.text):
+            if found is not None and found not in PLACEHOLDERS:
+                raise ValueError(f"{self.text!r}: {found!r} is no placeholder; there are {', '.join(PLACEHOLDERS)}")
 
-        Raises:
-            ValueError: there is no such placeholder.
-        """
+    def command(self, task: Task) -> Command:
+        """Fill the placeholders."""
         values: dict[str, str | int | Path] = {
             "mqtt_host": task.mqtt.host,
             "mqtt_port": task.mqtt.port,
@@ -223,10 +233,7 @@ class AnyCommand:
             "wrapped": str(task.wrapped).lower(),
             "folder": task.folder,
         }
-        try:
-            words: list[str | Path] = [word.format_map(values) for word in shlex.split(self.text)]
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"{self.text!r}: {error} is no placeholder; there are {', '.join(values)}") from None
+        words: list[str | Path] = [word.format_map(values) for word in shlex.split(self.text)]
         return Command(task.prefix, words)
 
 

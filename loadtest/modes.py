@@ -114,6 +114,8 @@ def live(
         sent = [each.messages for each in published]
         _wait_until_arrived(run, arrived, sum(sent), silence, progress)
         watch.end()
+        # Should there be repeats, not all of them need to be there when so many records are.
+        run.wait_until_idle(IDLE_TIMEOUT)
         run.stop()
         found = reader.stop(sent) if reader is not None else _read_afterwards(run, workload, sent)
         return _measurement(forwarder, "paced" if paced else "live", watch, found, began)

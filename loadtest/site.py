@@ -59,7 +59,7 @@ class Site:
         """Make a topic whose records have the time Kafka appended them; it is deleted at the end.
 
         Raises:
-            KafkaException: it can't be made.
+            KafkaException: it can't be made, or nobody is there.
         """
         admin = AdminClient(self.kafka.client)
         config = {"message.timestamp.type": "LogAppendTime", "max.message.bytes": str(20 << 20)}

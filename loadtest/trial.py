@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psutil
+from confluent_kafka import KafkaException
 
 from loadtest import mqtt
 from loadtest.forwarders import Task
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from loadtest.forwarders import Command, Forwarder
     from loadtest.site import Site, Topic
     from loadtest.workload import Workload
+
+# What measuring may come to instead of figures: a broker that can't be reached is an OSError or a KafkaException.
+NO_RESULT = (MeasurementError, BrokerError, OSError, KafkaException)
 
 START_TIMEOUT = 60.0
 EXIT_TIMEOUT = 30.0

@@ -40,10 +40,8 @@ class Workload:
 
     def __str__(self) -> str:
         pace = "at full speed" if self.rate is None else f"at {self.rate:,.0f} a second"
-        return (
-            f"{self.messages:,} messages of {self.size} B, QoS {self.qos}, {self.topics:,} topics, "
-            f"{self.publishers} publishers {pace}"
-        )
+        amount = f"{self.messages:,} messages" if self.seconds is None else f"{self.seconds:g} s of messages"
+        return f"{amount} of {self.size} B, QoS {self.qos}, {self.topics:,} topics, {self.publishers} publishers {pace}"
 
     def of_publisher(self, publisher: int) -> int:
         """How many messages this publisher sends."""
