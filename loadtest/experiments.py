@@ -59,7 +59,7 @@ class Scale:
     mappings_seconds: float = 20
 
 
-SHORT = Scale(rounds=3, drain=300_000, live=200_000, paced_seconds=6)
+SHORT = Scale(rounds=3, drain=300_000, live=200_000, paced_seconds=5)
 FULL = Scale(
     rounds=5, drain=1_000_000, live=500_000, paced_seconds=20, growth=(10_000, 100_000, 1_000_000, 10_000_000),
     mappings=1_000,
@@ -150,7 +150,8 @@ class Experiments:
     @cached_property
     def qos0(self) -> Results:
         """QoS 0 at full speed."""
-        return self._live("live, QoS 0", Workload(self.scale.live, qos=0))
+        measure = partial(modes.live, site=self._site, workload=Workload(self.scale.live, qos=0))
+        return self._contest("live, QoS 0", [SERVICE], measure)
 
     @cached_property
     def qos2(self) -> Results:

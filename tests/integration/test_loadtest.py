@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,12 +15,14 @@ import pytest
 from typer.testing import CliRunner
 
 from loadtest import bench, modes
-from loadtest.endpoints import KafkaEndpoint, MqttEndpoint
+from loadtest.crew import publishers, run_all
+from loadtest.endpoints import KafkaEndpoint, MqttEndpoint, Tls
 from loadtest.experiments import Scale
 from loadtest.forwarders import AnyCommand, Service
 from loadtest.measurement import MeasurementError
 from loadtest.site import Site
 from loadtest.workload import Workload
+from tests.brokers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,14 +108,15 @@ async def test_a_forwarder_that_forwards_nothing_is_no_result(mosquitto: MqttBro
     assert "forwards nothing" in said
 
 
-async def test_a_session_is_drained_while_a_frozen_broker_waits(site: Site) -> None:
+async def test_a_session_is_drained_through_a_small_window(site: Site) -> None:
     workload = Workload(2_000, "lognormal:100,1.0", topics=10, qos=2, publishers=2)
-    found = await asyncio.to_thread(modes.drain, Service(), site, workload, wrapped=True)
+    with site.with_window(20) as behind:
+        found = await asyncio.to_thread(modes.drain, Service(), behind, workload, wrapped=True)
     assert found.verdict.good
     assert (found.verdict.published, found.verdict.repeated, found.unacknowledged) == (2_000, 0, 0)
     assert found.rate > 0
     assert 0 < found.cpu_micros < 100_000
-    assert set(found.cpu) == {"forwarder", "mosquitto"}
+    assert set(found.cpu) == {"forwarder", "mosquitto", "window"}
     assert found.latencies.count == 2_000
 
 
@@ -131,3 +135,18 @@ def test_the_bench_finds_its_rows(site: Site, monkeypatch: pytest.MonkeyPatch, t
     rows = json.loads((tmp_path / "b.json").read_text())["targets"]
     assert [row[0] for row in rows] == ["live, full speed", "event loop lag, full load", "/readyz, full load"]
     assert all(row[2] for row in rows)
+
+
+def test_publishers_speak_tls_and_show_a_certificate(own_mosquitto: Callable[..., Mosquitto], tmp_path: Path) -> None:
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    request = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *names]
+    subprocess.run([*request, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
+    port = free_port()
+    listener = [f"listener {port} 127.0.0.1", f"certfile {cert}", f"keyfile {key}", f"cafile {cert}"]
+    own_mosquitto(persistence=False, extra=[*listener, "require_certificate true"])
+    workload = Workload(3_000, publishers=2)
+    with publishers(MqttEndpoint("127.0.0.1", port, Tls(cert, cert, key)), "tls", workload) as workers:
+        assert [each.messages for each in run_all(workers, 30, lambda: None)] == [1_500, 1_500]
+    with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
+        MqttEndpoint("localhost", port, Tls(cert)).open()
