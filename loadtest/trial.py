@@ -20,7 +20,7 @@ from loadtest.workload import topic_name
 from tests.brokers.process import BrokerError, Child
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from loadtest.forwarders import Command, Forwarder
     from loadtest.site import Site, Topic
@@ -73,12 +73,13 @@ class Trial:
         Raises:
             MeasurementError: none is, or the forwarder ended.
         """
-        deadline = time.monotonic() + START_TIMEOUT
-        while not self.topic.records():
-            if not self.child.running or time.monotonic() > deadline:
-                raise MeasurementError(str(self.child.error("forwards nothing")))
+
+        def forwarding() -> bool:
             mqtt.publish_one(self.site.mqtt, topic_name(self.task.prefix, 0), probe())
             time.sleep(_PROBE_SECONDS)
+            return self.topic.records() > 0
+
+        self._until(forwarding, START_TIMEOUT, "forwards nothing")
 
     def wait_until_idle(self, timeout: float = SETTLE_TIMEOUT) -> None:
         """Wait until it is connected to the MQTT broker, and neither of them has anything left to do.
@@ -88,15 +89,17 @@ class Trial:
         Raises:
             MeasurementError: that takes too long.
         """
-        deadline = time.monotonic() + timeout
+        self._until(self._connected, START_TIMEOUT, "does not connect to the MQTT broker")
         used, quiet_since = self._cpu_seconds(), time.monotonic()
-        while time.monotonic() - quiet_since < _QUIET_SECONDS:
-            time.sleep(_POLL_SECONDS)
-            if not self.child.running or time.monotonic() > deadline:
-                raise MeasurementError(str(self.child.error("is not connected, or does not become idle")))
+
+        def idle() -> bool:
+            nonlocal used, quiet_since
             now = self._cpu_seconds()
-            if now - used > _QUIET_CPU_SECONDS or not self._connected():
+            if now - used > _QUIET_CPU_SECONDS:
                 used, quiet_since = now, time.monotonic()
+            return time.monotonic() - quiet_since >= _QUIET_SECONDS
+
+        self._until(idle, timeout, "does not become idle")
 
     def pids(self) -> dict[str, int]:
         """The processes by name whose CPU is of interest: this one, and the brokers if they are the tool's own."""
@@ -124,6 +127,13 @@ class Trial:
                 if (numbers < 0).any():
                     break
             return left
+
+    def _until(self, condition: Callable[[], bool], timeout: float, what: str) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if not self.child.running or time.monotonic() > deadline:
+                raise MeasurementError(str(self.child.error(what)))
+            time.sleep(_POLL_SECONDS)
 
     def _cpu_seconds(self) -> float:
         mosquitto = self.site.mosquitto
