@@ -12,7 +12,7 @@ from loadtest import modes
 from loadtest.contest import compete
 from loadtest.crew import publishers, run_all
 from loadtest.forwarders import Plain, Prototype, Service
-from loadtest.measurement import FORWARDER
+from loadtest.measurement import FORWARDER, MeasurementError
 from loadtest.processes import Watch
 from loadtest.service import ReadinessProbe, ServiceApi, quantile
 from loadtest.trial import trial
@@ -103,6 +103,7 @@ class Experiments:
         self._prototype: list[Forwarder] = [] if prototype is None else [Prototype(prototype)]
         self.scale = scale
         self.contests: dict[str, Results] = {}
+        self._failed: dict[str, MeasurementError] = {}
 
     @cached_property
     def drain(self) -> Results:
@@ -246,7 +247,13 @@ class Experiments:
         measure: Callable[[Forwarder], Measurement],
         rounds: int | None = None,
     ) -> Results:
-        found = compete(forwarders, rounds or self.scale.rounds, measure, partial(self._tell, title))
+        if title in self._failed:
+            raise self._failed[title]
+        try:
+            found = compete(forwarders, rounds or self.scale.rounds, measure, partial(self._tell, title))
+        except MeasurementError as error:
+            self._failed[title] = error  # the next row that needs it need not try again
+            raise
         self.contests[title] = found
         return found
 

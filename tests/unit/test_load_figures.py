@@ -192,7 +192,7 @@ def experiments(**changes: Any) -> Experiments:
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.what}: {target.wanted}")
 def test_every_target_is_found_met_when_it_is(target: Any) -> None:
-    assert target.find(experiments()).met is True
+    assert target.find(experiments()).met is (None if target.wanted.startswith("(") else True)
 
 
 SLOW = {"mkf": [measured(4_000, cpu=0.02, p50=20, peak=500_000_000)], "plain": [measured(4_000)]}
@@ -219,7 +219,7 @@ def test_every_target_is_found_missed_when_it_is(target: Any) -> None:
         many_mappings=ManyMappings(0.1, 1.5, 450_000_000, 3),
         start=Start(9.0, 12.0),
     )
-    assert target.find(made).met is False
+    assert target.find(made).met is (None if target.wanted.startswith("(") else False)
 
 
 def test_without_the_prototype_its_rows_are_not_measured() -> None:
