@@ -35,7 +35,10 @@ class Sample:
 
 
 def usage(pid: int) -> Usage:
-    """What a process and its descendants have used; nothing if it is gone. Ended descendants don't count."""
+    """What a process and its descendants have used; nothing if it is gone.
+
+    A process that has ended still shows its CPU until its parent has waited for it; ended descendants don't count.
+    """
     cpu, resident = 0.0, 0
     try:
         root = psutil.Process(pid)

@@ -26,7 +26,7 @@ READER_MS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was measured, the ratio if the target is one, and whether it is met; None: it is no target, or could not be measured."""
+    """What was measured, the ratio if the target is one, and whether it is met (None: no target, or not measured)."""
 
     measured: str
     ratio: str
