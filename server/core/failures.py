@@ -113,7 +113,7 @@ _MQTT_CODES = {
     0x84: ("mqtt_protocol_version", "the broker does not speak MQTT 5"),
     0x85: ("mqtt_client_id", "the broker refuses the client id"),
     0x86: ("mqtt_authentication", "the broker refuses the user name or password"),
-    0x87: ("mqtt_not_authorized", "the broker does not authorize this client"),
+    0x87: ("mqtt_not_authorized", "the broker does not authorize this client; check mqtt.credentials and its rules"),
     0x88: ("mqtt_unavailable", "the broker says it is unavailable"),
     0x89: ("mqtt_busy", "the broker says it is busy"),
     0x8A: ("mqtt_banned", "the broker has banned this client"),
@@ -147,7 +147,7 @@ _MQTT_311_CODES = {
     2: ("mqtt_client_id", "the broker refuses the client id"),
     3: ("mqtt_unavailable", "the broker says it is unavailable"),
     4: ("mqtt_authentication", "the broker refuses the user name or password"),
-    5: ("mqtt_not_authorized", "the broker does not authorize this client"),
+    5: ("mqtt_not_authorized", "the broker does not authorize this client; check mqtt.credentials and its rules"),
 }
 
 

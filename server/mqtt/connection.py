@@ -147,13 +147,15 @@ class BaseConnection(ABC):
             ConnectionEndedError: it refused, could not be reached, or did not answer in CONNECT_TIMEOUT_SECONDS.
         """
         address = self._request.broker.address
+        missing = "connection to"
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
                 await opening
+                missing = "CONNACK from"
                 await self.answered(self._connack)
         except TimeoutError:
             self.abort()
-            silence = f"no CONNACK from {address} within {CONNECT_TIMEOUT_SECONDS:g} s"
+            silence = f"no {missing} {address} within {CONNECT_TIMEOUT_SECONDS:g} s"
             raise ConnectionEndedError(Ended(Reason("mqtt_timeout", silence))) from None
         except (OSError, UnicodeError) as error:  # UnicodeError: a host name that no DNS query can carry
             self.abort()

@@ -7,6 +7,7 @@ spec. Every task it starts is awaited before `run` returns, and a crash of one o
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class Forwarder:
         self._kafka_ready = False
         self._mqtt_reason: Reason | None = None
         self._kafka_reason: Reason | None = None
-        self._not_running_since: float | None = None
+        self._not_running_since: float | None = -math.inf
 
     # --- life -------------------------------------------------------------------------------------------------------
 

@@ -268,6 +268,8 @@ class Supervisor:
     def _note_wanted(self, wanted: Lookup[str, StoredMapping]) -> None:
         now = time.monotonic()
         self._wanted = dict(wanted)
+        for name in wanted.keys() - self._lives.keys():
+            self._lives[name] = _Life(self._forwarder(name))
         since = self._wanted_since
         self._wanted_since = {name: since.get(name, now) for name, stored in wanted.items() if not stored.spec.paused}
 
@@ -309,9 +311,7 @@ class Supervisor:
 
     async def _start(self, stored: StoredMapping) -> None:
         name = stored.spec.name
-        life = self._lives.get(name)
-        if life is None:
-            life = self._lives[name] = _Life(self._forwarder(name))
+        life = self._lives[name]
         life.client_id, life.stopping = self.client_id_of(stored.spec), False
         life.buffer_bytes = stored.spec.buffer_bytes
         await self._ledger.claim(life.client_id, name)
@@ -348,13 +348,15 @@ class Supervisor:
 
     async def _end_session(self, client_id: str) -> None:
         """End a session, however long the broker is away."""
-        backoff = Backoff(random.random)
+        backoff, told = Backoff(random.random), ""
         while (row := self._ledger.session(client_id)) is not None and row.removal_pending:
             protocol = row.protocol or ("3.1.1" if self._broker.connection.protocol == "3.1.1" else "5")
             try:
                 await end_session(self._broker, row, protocol)
             except ConnectionEndedError as error:
-                _log.warning("session_not_ended_yet", client_id=client_id, detail=error.ended.reason.detail)
+                if error.ended.reason.detail != told:
+                    told = error.ended.reason.detail
+                    _log.warning("session_not_ended_yet", client_id=client_id, detail=told)
                 await asyncio.sleep(backoff.next_delay())
             except Exception:  # noqa: BLE001 - a bug must not make a loop without a pause of it
                 _log.exception("ending_session_crashed", client_id=client_id)

@@ -112,7 +112,10 @@ def test_every_mqtt_5_code_has_a_reason_that_shows_it(code: int) -> None:
 
 def test_the_brokers_own_words_are_quoted_on_one_line() -> None:
     reason = mqtt_reason(0x87, "no such\nuser")
-    assert reason.detail == r"the broker does not authorize this client (0x87, it says 'no such\nuser')"
+    assert reason.detail == (
+        r"the broker does not authorize this client; check mqtt.credentials and its rules "
+        r"(0x87, it says 'no such\nuser')"
+    )
 
 
 @pytest.mark.parametrize(

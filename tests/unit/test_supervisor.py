@@ -485,6 +485,19 @@ async def test_before_it_runs_the_health_says_what_it_waits_for(tmp_path: Path, 
 
 
 @in_virtual_time
+async def test_a_mapping_that_never_ran_is_paused_since_the_same_time_whoever_asks(
+    tmp_path: Path, mqtt: FakeMqtt, kafka: FakeKafka
+) -> None:
+    async with supervising(tmp_path, mqtt, kafka) as plant:
+        await plant.create("a", paused=True)
+        await until(plant.supervisor.forwarders)
+        stored = await plant.store.mapping("a")
+        first = plant.supervisor.status(stored).since
+        await asyncio.sleep(5)
+        assert plant.supervisor.status(stored).since == first
+
+
+@in_virtual_time
 async def test_a_reset_ends_the_session_at_once_and_resume_begins_a_new_one(
     tmp_path: Path, mqtt: FakeMqtt, kafka: FakeKafka
 ) -> None:
