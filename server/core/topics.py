@@ -75,8 +75,9 @@ def matches(topic_filter: str, topic: str) -> bool:
 
 def covers(wide: str, narrow: str) -> bool:
     """Whether every topic that matches `narrow` also matches `wide`."""
-    if (wide, narrow) == ("+/#", "#"):
-        return True  # every topic has a first level
+    # Every topic has a first level; and "/#" does not stand for the empty topic, which is none (MQTT-4.7.3-1).
+    if (wide, narrow) == ("+/#", "#") or (narrow == "/#" and wide in {"/+/#", "+/+/#"}):
+        return True
     wide_levels, narrow_levels = wide.split("/"), narrow.split("/")
     if narrow_levels[0].startswith("$") and wide_levels[0] in {"#", "+"}:
         return False

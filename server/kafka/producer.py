@@ -95,12 +95,13 @@ def classify(error: BaseException, *, topic: str, servers: str = "") -> Failure:
     return kafka_failure(code, type(error).__name__, str(error), topic=topic, servers=servers)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Cluster:
-    """A Kafka cluster and how to write to it."""
+    """A Kafka cluster and how to write to it; `sinks` is how many do."""
 
     address: str
     options: KafkaOptions
+    sinks: int = 0
 
     @property
     def bootstrap_servers(self) -> str:

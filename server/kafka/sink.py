@@ -10,7 +10,6 @@ What is ready is sent at once: gathering is the reader's part (core/pace.py).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -45,7 +44,6 @@ DEFAULT_RECORD_LIMIT = 100_000_000
 _IN_FLIGHT_BYTES = 32 * 1024 * 1024
 _HAND_OVER_SECONDS = 5.0
 _LAST_ANSWERS_SECONDS = 2.0
-_TICK_SECONDS = 0.5
 _UNNAMED_ATTEMPTS = 3
 _SMALLEST_BATCH_BYTES = 16_384
 
@@ -112,7 +110,8 @@ class Sink:
         self._idle = asyncio.Event()
         self._idle.set()
         self._fatal: Reason | None = None
-        self._watch = Watch(cluster.bootstrap_servers, outcomes.kafka_trouble)
+        self._watch = Watch(cluster, outcomes.kafka_trouble)
+        self._alarm: asyncio.TimerHandle | None = None
         self._stuck: list[Unconfirmed] = []
         self._compresses = bool(cluster.options.producer.get("compression_type"))
         self._batch_bytes: int = cluster.options.producer.get("max_batch_size", 1_000_000)
@@ -138,6 +137,15 @@ class Sink:
         Raises:
             SinkStoppedError: only an operator can mend it.
         """
+        self._cluster.sinks += 1
+        try:
+            await self._write()
+        finally:
+            self._cluster.sinks -= 1
+            if self._alarm is not None:
+                self._alarm.cancel()
+
+    async def _write(self) -> None:
         while True:
             producer: Producer | None = None
             failed: _BatchFailedError | None = None
@@ -191,10 +199,22 @@ class Sink:
                 await self._last_answers()
                 raise SinkStoppedError(self._fatal)
             needed = next((topic for topic in missing if topic is self._outbox.main or topic.waiting), None)
-            self._watch.look(producer, missing=missing, needed=needed, flights=self._flights)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TICK_SECONDS):
-                    await self._wake.wait()
+            seconds = self._watch.look(producer, missing=missing, needed=needed, flights=self._flights)
+            self._wake_within(seconds)
+            await self._wake.wait()
+
+    def _wake_within(self, seconds: float) -> None:
+        """One timer for many rounds: it is moved only if it would come too late."""
+        loop = asyncio.get_running_loop()
+        if self._alarm is not None and self._alarm.when() > loop.time() + seconds:
+            self._alarm.cancel()
+            self._alarm = None
+        if self._alarm is None:
+            self._alarm = loop.call_later(seconds, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._wake.set()
 
     # --- sending ----------------------------------------------------------------------------------------------------
 

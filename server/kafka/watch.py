@@ -22,20 +22,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from server.kafka.lanes import Flight
-    from server.kafka.producer import Producer
+    from server.kafka.producer import Cluster, Producer
     from server.kafka.topic import Topic
 
 STALL_SECONDS = 3.0
+LOOK_SECONDS = 0.5
 _METADATA_SECONDS = 2.0
 _IDLE_METADATA_SECONDS = 5.0
+_IDLE_METADATA_PER_SECOND = 16.0
 _TOPIC_MISSING, _NO_LEADER, _TOPIC_NOT_AUTHORIZED = 3, 5, 29
 
 
 class Watch:
     """What a sink knows of Kafka's condition; `report` hears of every change: a reason, or None while all is well."""
 
-    def __init__(self, servers: str, report: Callable[[Reason | None], None]) -> None:
-        self._servers = servers
+    def __init__(self, cluster: Cluster, report: Callable[[Reason | None], None]) -> None:
+        self._cluster = cluster
+        self._servers = cluster.bootstrap_servers
         self._complaints = Complaints()
         self._condition = Condition(report)
         self._metadata: asyncio.Future[bool] | None = None
@@ -87,8 +90,11 @@ class Watch:
 
     def look(
         self, producer: Producer, *, missing: list[Topic], needed: Topic | None, flights: Collection[Flight]
-    ) -> None:
-        """Look at the cluster: at the topics it does not show, one of them `needed`, and at what it owes answers to."""
+    ) -> float:
+        """Look at the cluster: at the topics it does not show, one of them `needed`, and at what it owes answers to.
+
+        Returns when to look again (seconds).
+        """
         for topic in missing:
             producer.watch(topic.name)
         self._condition.note(Cause.TOPIC, self._missing_reason(producer, needed.name) if needed else None)
@@ -97,6 +103,13 @@ class Watch:
         stalled = sorted({flight.lane.topic for flight in flights if now - flight.sent_at > STALL_SECONDS})
         self._condition.note(Cause.STALL, self._stall_reason(producer, stalled) if stalled else None)
         self._condition.tell()
+        if flights or missing or self._metadata is not None or self._condition.has(Cause.REACH):
+            return LOOK_SECONDS
+        return max(LOOK_SECONDS, self._metadata_asked + self._idle_seconds() - now)
+
+    def _idle_seconds(self) -> float:
+        """How often to ask for metadata while nothing flows: all sinks together, not too often."""
+        return max(_IDLE_METADATA_SECONDS, self._cluster.sinks / _IDLE_METADATA_PER_SECOND)
 
     def _ask(self, producer: Producer, *, soon: bool, idle: bool) -> None:
         """Ask for metadata now and then: it shows missing topics, and a Kafka that is away while nothing flows."""
@@ -109,8 +122,8 @@ class Watch:
         if silent:
             unreachable = Reason("kafka_unreachable", f"no metadata from {self._servers}")
             self._condition.note(Cause.REACH, self._with_log(unreachable))
-        seconds = _METADATA_SECONDS if soon or self._condition.has(Cause.REACH) else _IDLE_METADATA_SECONDS
-        if self._metadata is None and idle and now - self._metadata_asked > seconds:
+        seconds = _METADATA_SECONDS if soon or self._condition.has(Cause.REACH) else self._idle_seconds()
+        if self._metadata is None and idle and now - self._metadata_asked >= seconds:
             self._metadata, self._metadata_asked = producer.ask_for_metadata(), now
 
     def _missing_reason(self, producer: Producer, topic: str) -> Reason:

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from server.core.lifecycle import State
 
@@ -61,6 +61,10 @@ class SupervisorCollector:
             since = forwarder.intake.window.oldest_pending
             oldest.add_metric([name], 0.0 if since is None else now - since)
         yield from (dropped, state, connected, messages, size, oldest)
+        lag = self._supervisor.lag
+        late = HistogramMetricFamily("mkf_event_loop_lag_seconds", "How late the event loop wakes up")
+        late.add_metric([], lag.buckets(), lag.total)
+        yield late
         health = self._supervisor.health()
         yield GaugeMetricFamily("mkf_store_up", "1 while the store answers", value=health.store_error is None)
 

@@ -16,6 +16,7 @@ from server.core.lifecycle import State
 from server.mqtt.port import ConnectionEndedError
 from server.runtime.forwarder import Forwarder
 from server.runtime.health import Health, Stuck
+from server.runtime.lag import LoopLag
 from server.runtime.ledger import Ledger
 from server.runtime.reconcile import (
     Action,
@@ -77,6 +78,7 @@ class Supervisor:
         self._cluster = cluster
         self._memory_budget = memory_budget
         self._ledger = Ledger(store)
+        self.lag = LoopLag()
         self._lives: dict[str, _Life] = {}
         self._wanted: dict[str, StoredMapping] = {}
         self._wanted_since: dict[str, float] = {}
@@ -182,7 +184,7 @@ class Supervisor:
             await self._load()
             self._started, self._waiting_for = True, None
             async with asyncio.TaskGroup() as parts:
-                for part in (self._follow, self._watch_store, self._sample):
+                for part in (self._follow, self._watch_store, self._sample, self.lag.watch):
                     parts.create_task(self._guarded(part.__name__, part), name=f"supervisor {part.__name__}")
         finally:
             self._running = False

@@ -11,6 +11,7 @@ from server.core.lifecycle import State
 from server.kafka.producer import Cluster
 from server.runtime.forwarder import Forwarder
 from server.runtime.health import Health
+from server.runtime.lag import LoopLag
 from server.runtime.ledger import Ledger
 from server.runtime.metrics import Metrics
 from tests.fakemqtt import FakeMessage, FakeMqtt, NotingStore
@@ -28,6 +29,7 @@ class FakeSupervisor:
         cluster = Cluster("kafka:9092", translate({}))
         self.all = [Forwarder(name, FakeMqtt().broker(), cluster, ledger) for name in names]
         self.store_error: str | None = None
+        self.lag = LoopLag()
 
     def forwarders(self) -> list[Forwarder]:
         return self.all

@@ -65,6 +65,8 @@ def test_matching_follows_the_examples_of_the_specification(topic_filter: str, t
 
 @example("#", "$x/a")
 @example("+/#", "#")
+@example("/+/#", "/#")
+@example("+/+/#", "/#")
 @example("a/#", "a")
 @example("a/b", "a")
 @example("a", "a/b")
