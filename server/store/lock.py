@@ -79,5 +79,5 @@ class StoreLock:
     def _unusable(self, error: OSError) -> StoreError:
         return StoreError(
             f"the lock file {self._path()} can't be used: {error.strerror};"
-            " let the service write to its folder, or name another one in the store's URL"
+            " let the service write to it and its folder, or name another file in the store's URL"
         )
