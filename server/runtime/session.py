@@ -171,8 +171,9 @@ class MqttSession:
             except SubscriptionRefusedError as error:
                 await self.leave()
                 ended = Ended(error.reason)
-            ended = self._suspected(ended, asyncio.get_running_loop().time() - began)
+            # What is lost is decided by what was said, and by the packet ids; a suspicion only makes it wait.
             self._lost(ended)
+            ended = self._suspected(ended, asyncio.get_running_loop().time() - began)
             at_once = self._negotiation(self.client_id).refused(ended)
             self._check_malformed(ended)
             self._events.mqtt_trouble(ended.reason, unheard_seconds=ended.unheard_seconds)

@@ -549,6 +549,22 @@ async def test_a_broker_that_closes_again_and_again_soon_after_connecting_is_tak
 
 
 @in_virtual_time
+async def test_what_looks_like_a_takeover_leaves_it_to_the_packet_ids_what_may_be_attached(mqtt: FakeMqtt) -> None:
+    closed = replace(LOST, unexplained=True)
+    async with running(mqtt) as bench:
+        bench.sink.automatic = False
+        for _ in range(2):
+            await bench.ready()
+            await bench.lose(closed)
+        await bench.ready()
+        bench.connection.hand_over(FakeMessage("a", b"waits for Kafka", packet_id=7))
+        bench.connection.end(closed)
+        await until(lambda: bench.state == "mqtt_takeover")
+        assert list(bench.intake.window.candidate_ids) == [7]
+        bench.sink.confirm()
+
+
+@in_virtual_time
 async def test_an_old_session_whose_connection_breaks_is_drained_again(mqtt: FakeMqtt) -> None:
     mqtt.sessions["former"] = {"a"}
     async with running(mqtt, FORMER) as bench:
