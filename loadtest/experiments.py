@@ -59,7 +59,7 @@ class Scale:
     mappings_seconds: float = 20
 
 
-SHORT = Scale(rounds=3, drain=300_000, live=200_000, paced_seconds=5)
+SHORT = Scale(rounds=3, drain=200_000, live=150_000, paced_seconds=5)
 FULL = Scale(
     rounds=5, drain=1_000_000, live=500_000, paced_seconds=20, growth=(10_000, 100_000, 1_000_000, 10_000_000),
     mappings=1_000,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SAMPLE_SECONDS = 0.25
+OTHERS = "all others"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,12 @@ def usage(pid: int) -> Usage:
     return Usage(cpu, resident)
 
 
+def _busy_seconds() -> float:
+    """The CPU seconds all processes of the machine have used."""
+    times = psutil.cpu_times()
+    return times.user + times.nice + times.system
+
+
 def _cpu_clock(pid: int) -> int:
     """The id of the clock that shows a process's CPU time in nanoseconds; /proc shows hundredths of a second."""
     return ~pid << 3 | 2  # as clock_getcpuclockid(3) makes it
@@ -82,14 +89,19 @@ class Watch:
     def begin(self) -> Self:
         """Start the clock."""
         self._before = {name: usage(pid) for name, pid in self._pids.items()}
+        self._machine_before = _busy_seconds()
         self._began = time.monotonic()
         self._thread.start()
         return self
 
     def end(self) -> None:
-        """Stop the clock: `seconds` and `cpu` (seconds by name) are what was used since `begin()`, `peak` bytes."""
+        """Stop the clock: `seconds`, `peak` (bytes) and `cpu` are what was used since `begin()`.
+
+        `cpu` is seconds by name; under OTHERS is what everything else on the machine used.
+        """
         self.seconds = time.monotonic() - self._began
         self.cpu = {name: usage(pid).cpu_seconds - self._before[name].cpu_seconds for name, pid in self._pids.items()}
+        self.cpu[OTHERS] = max(0.0, _busy_seconds() - self._machine_before - sum(self.cpu.values()))
         self._ended.set()
         self._thread.join()
         # The kernel's own peak misses nothing between samples, but knows one process only.

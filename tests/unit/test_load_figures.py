@@ -20,7 +20,7 @@ from loadtest.latency import LONGEST_MICROS, Latencies
 from loadtest.limits import cores, limits
 from loadtest.measurement import Measurement
 from loadtest.page import page, section
-from loadtest.processes import Sample
+from loadtest.processes import OTHERS, Sample
 from loadtest.reader import BIN_NS, Interval
 from loadtest.service import quantile
 from loadtest.targets import TARGETS, Finding
@@ -148,6 +148,7 @@ def test_a_process_or_machine_at_its_limit_is_named() -> None:
     assert limits(measured(others={"kafka": 1.5}), machine_cores=8) == []
     (named,) = limits(measured(others={"mosquitto": 0.97}), machine_cores=8)
     assert "mosquitto used 97%" in named
+    assert "nothing to do with it used 0.7 cores" in limits(measured(others={OTHERS: 0.7}), machine_cores=8)[0]
     assert "all processes together" in limits(measured(others={"kafka": 1.9}), machine_cores=2)[0]
 
 
