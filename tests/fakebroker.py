@@ -51,16 +51,20 @@ class Peer:
     async def packet(self) -> Packet:
         """The client's next packet; ConnectionError when it has closed instead."""
         async with asyncio.timeout(TIMEOUT):
-            try:
-                first = (await self._reader.readexactly(1))[0]
-                length, shift, byte = 0, 0, 0x80
-                while byte & 0x80:
-                    byte = (await self._reader.readexactly(1))[0]
-                    length |= (byte & 0x7F) << shift
-                    shift += 7
-                return Packet(first >> 4, first & 0x0F, await self._reader.readexactly(length))
-            except asyncio.IncompleteReadError as error:
-                raise ConnectionError(f"the client closed after {error.partial!r}") from None
+            return await self.next_packet()
+
+    async def next_packet(self) -> Packet:
+        """The client's next packet, whenever it comes; ConnectionError when it has closed instead."""
+        try:
+            first = (await self._reader.readexactly(1))[0]
+            length, shift, byte = 0, 0, 0x80
+            while byte & 0x80:
+                byte = (await self._reader.readexactly(1))[0]
+                length |= (byte & 0x7F) << shift
+                shift += 7
+            return Packet(first >> 4, first & 0x0F, await self._reader.readexactly(length))
+        except asyncio.IncompleteReadError as error:
+            raise ConnectionError(f"the client closed after {error.partial!r}") from None
 
     async def expect(self, kind: int) -> Packet:
         """The client's next packet, which must be of this type; PINGREQs in between don't count."""
@@ -175,6 +179,15 @@ class Dialect:
     def unsuback(self, packet_id: int, *codes: int) -> bytes:
         body = packet_id.to_bytes(2, "big")
         return packet(0xB0, body + self._properties + bytes(codes) if self.protocol == "5" else body)
+
+
+def client_id(connect: Packet) -> str:
+    """The client id in a CONNECT whose properties take no more than 127 bytes."""
+    body, start = connect.body, 10
+    if body[6] == 5:
+        start += 1 + body[start]
+    length = int.from_bytes(body[start : start + 2], "big")
+    return body[start + 2 : start + 2 + length].decode()
 
 
 def pubrel(packet_id: int) -> bytes:

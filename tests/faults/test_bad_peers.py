@@ -26,6 +26,7 @@ from tests.fakebroker import (
     Dialect,
     FakeBroker,
     Peer,
+    client_id,
     fake_broker,
     packet,
 )
@@ -194,16 +195,7 @@ async def greet(broker: FakeBroker, sessions: dict[str, Session]) -> None:
     while True:
         peer = await broker.next_peer()
         connect = await peer.expect(CONNECT)
-        sessions[client_id(connect.body)].connections.put_nowait(peer)
-
-
-def client_id(connect: bytes) -> str:
-    """The client id in the body of a CONNECT (properties no longer than 127 bytes)."""
-    start = 10
-    if connect[6] == 5:
-        start += 1 + connect[start]
-    length = int.from_bytes(connect[start : start + 2], "big")
-    return connect[start + 2 : start + 2 + length].decode()
+        sessions[client_id(connect)].connections.put_nowait(peer)
 
 
 def qos_3(dialect: Dialect) -> bytes:
