@@ -167,13 +167,15 @@ class Forwarder:
     async def _tear_down(self, sink: Sink, session: MqttSession, *tasks: asyncio.Task[Any]) -> None:
         """End everything: first the producer, so that nothing is written once the mapping is not running any more."""
         self.intake.close()
-        await ended(*tasks)
-        unconfirmed = sink.unconfirmed_messages()
-        self.intake.acknowledge_confirmed(unconfirmed)
         try:
-            await session.leave()
+            await ended(*tasks)
         finally:
-            self._give_up(unconfirmed)
+            unconfirmed = sink.unconfirmed_messages()
+            self.intake.acknowledge_confirmed(unconfirmed)
+            try:
+                await session.leave()
+            finally:
+                self._give_up(unconfirmed)
 
     async def _drain(self, sink: Sink, writing: asyncio.Task[None], reading: asyncio.Task[None]) -> None:
         """Bring what was received to Kafka and its acknowledgements to the broker, within the time there is."""
@@ -181,8 +183,10 @@ class Forwarder:
         self.intake.close()
         await ended(reading)
         drained = asyncio.create_task(sink.drained(), name=f"drain of {self.name}")
-        await asyncio.wait([drained, writing], timeout=DRAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        await ended(drained)
+        try:
+            await asyncio.wait([drained, writing], timeout=DRAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await ended(drained)
         if not sink.unconfirmed and self._session is not None:
             self.intake.acknowledge_due()
             # A broker that is behind gets all the time there is: what it has not read would come again.
