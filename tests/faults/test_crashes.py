@@ -88,7 +88,7 @@ class _Breakable(Coroutine[Any, Any, Any]):
         self._coroutine = coroutine
         self._crash = crash
         self._waited = False
-        self.__qualname__ = coroutine.__qualname__
+        self.__qualname__ = getattr(coroutine, "__qualname__", "")
 
     def send(self, value: Any) -> Any:
         if self._waited and self._crash.due(f"{self.__qualname__}: {_innermost(self._coroutine)}"):
