@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from server.core.template import Template, compile_template
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
+    from server.core.acks import Delivery
     from server.core.mapping import Mapping
 
 # A list, because aiokafka takes nothing else.
@@ -25,6 +27,18 @@ Headers: TypeAlias = "list[tuple[str, bytes]]"
 BATCH_OVERHEAD_BYTES = 61
 RECORD_OVERHEAD_BYTES = 21
 _HEADER_OVERHEAD_BYTES = 10
+
+
+@runtime_checkable
+class WithProperties(Protocol):
+    """What a message of MQTT 5 brings along; one of 3.1.1 has none of it."""
+
+    content_type: str | None
+    response_topic: str | None
+    correlation_data: bytes | None
+    message_expiry_interval: int | None
+    payload_format_indicator: int
+    user_properties: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +108,33 @@ def size_of(key: bytes | None, value: bytes, headers: Sequence[tuple[str, bytes]
     return size
 
 
-def dead_letter_headers(*, mapping: str, topic: str, reason: str, detail: str) -> Headers:
-    """What a dead letter says about itself; its value is the message's original payload."""
-    return [
+def dead_letter_headers(message: Delivery, *, mapping: str, reason: str, detail: str, at: datetime) -> Headers:
+    """What a dead letter says about itself; its value is the message's original payload.
+
+    What the message brought along is in headers that begin with `mqtt.`; over MQTT 3.1.1 that is its topic alone.
+    """
+    headers = [
         ("dead_letter.reason", reason.encode()),
         ("dead_letter.detail", detail.encode()),
         ("dead_letter.mapping", mapping.encode()),
-        ("mqtt.topic", topic.encode()),
+        ("dead_letter.time", at.isoformat(timespec="milliseconds").encode()),
+        ("mqtt.topic", message.topic.encode()),
+    ]
+    return headers + _property_headers(message) if isinstance(message, WithProperties) else headers
+
+
+def _property_headers(message: WithProperties) -> Headers:
+    """The MQTT 5 properties that a message has (MQTT 5.0, 3.3.2.3); a user property for each of its occurrences."""
+    found: list[tuple[str, str | bytes | int | None]] = [
+        ("mqtt.content_type", message.content_type),
+        ("mqtt.response_topic", message.response_topic),
+        ("mqtt.correlation_data", message.correlation_data),
+        ("mqtt.message_expiry_interval", message.message_expiry_interval),
+        ("mqtt.payload_format_indicator", message.payload_format_indicator or None),
+        *((f"mqtt.user_property.{name}", value) for name, value in message.user_properties),
+    ]
+    return [
+        (header, value if isinstance(value, bytes) else str(value).encode())
+        for header, value in found
+        if value is not None
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from server.core.record import Route, compile_record, dead_letter_headers
@@ -76,7 +77,7 @@ class Outbox:
         if name is None:
             raise RuntimeError(f"mapping {self._mapping.name!r} has no dead letter topic")
         headers = dead_letter_headers(
-            mapping=self._mapping.name, topic=message.topic, reason=reason.code, detail=reason.detail
+            message, mapping=self._mapping.name, reason=reason.code, detail=reason.detail, at=datetime.now(UTC)
         )
         route = Route(topic=message.topic, key=key, placement=message.topic.encode(), headers=headers, envelope=None)
         topic = self.topics.setdefault(name, Topic(name, self._place))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import mqtt5
 import pytest
 
 from tests.checking import check_history
+from tests.devices import connected
 from tests.forwarding import Stage, act, quiet, resume
 
 if TYPE_CHECKING:
@@ -163,6 +166,34 @@ async def test_not_mappable_under_dead_letter_keeps_the_bytes_and_says_why(stage
         assert b"needs topic level 2" in headers["dead_letter.detail"]
         assert headers["mqtt.topic"] == letter.key
     assert status["counters"]["dead_lettered"] == 2
+
+
+@pytest.mark.parametrize("protocol", ["5"])
+async def test_a_dead_letter_carries_what_the_message_brought_along(stage: Stage) -> None:
+    dead = await stage.kafka_topic("dead")
+    kafka, _, _ = unmappable(stage)
+    mapping = stage.mapping(await stage.kafka_topic(), kafka=kafka, on_poison="dead_letter", dead_letter_topic=dead)
+    properties: dict[str, Any] = {
+        "content_type": "application/octet-stream",
+        "response_topic": "answers",
+        "correlation_data": b"\x00\xff",
+        "message_expiry_interval": 3_600,
+        "user_properties": [("site", "north"), ("site", "süd")],
+    }
+    async with stage.running(mapping), connected(stage.mosquitto.host, stage.mosquitto.port) as device:
+        before = datetime.now(UTC)
+        device.write(mqtt5.PublishPacket(f"{stage.unique}/short", b"\x00 raw", **properties).write())
+        (letter,) = await stage.kafka.wait_for_records(dead, 1)
+    headers = dict(letter.headers)
+    assert letter.value == b"\x00 raw"
+    assert headers["mqtt.topic"] == f"{stage.unique}/short".encode()
+    assert before <= datetime.fromisoformat(headers["dead_letter.time"].decode()) + timedelta(milliseconds=1)
+    assert headers["mqtt.content_type"] == b"application/octet-stream"
+    assert headers["mqtt.response_topic"] == b"answers"
+    assert headers["mqtt.correlation_data"] == b"\x00\xff"
+    assert 3_500 < int(headers["mqtt.message_expiry_interval"]) <= 3_600  # what is left of it
+    sites = [value.decode() for name, value in letter.headers if name == "mqtt.user_property.site"]
+    assert sites == ["north", "süd"]
 
 
 @pytest.mark.parametrize("protocol", ["5"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
+from datetime import UTC, datetime
 from typing import Any
 
+import mqtt5
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from server.core.mapping import Mapping
 from server.core.record import compile_record, dead_letter_headers, size_of
 from server.core.template import NotMappableError
+from tests.fakemqtt import FakeMessage
 
 # What MQTT can carry: any Unicode but the null character, which serde_json would escape like other controls.
 _topics = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
@@ -97,11 +100,42 @@ def test_every_part_of_a_record_counts() -> None:
     assert size_of(None, b"", [("ä", b"12")]) == size_of(None, b"", [("", b"")]) + 4
 
 
-def test_a_dead_letter_says_where_it_is_from_and_why() -> None:
-    headers = dead_letter_headers(mapping="m", topic="a/ä", reason="too_large", detail="ß")
-    assert dict(headers) == {
-        "dead_letter.reason": b"too_large",
-        "dead_letter.detail": "ß".encode(),
-        "dead_letter.mapping": b"m",
-        "mqtt.topic": "a/ä".encode(),
-    }
+AT = datetime(2026, 7, 1, 12, 30, 15, 250_000, tzinfo=UTC)
+WHY: dict[str, Any] = {"mapping": "m", "reason": "too_large", "detail": "ß", "at": AT}
+
+
+def test_a_dead_letter_says_where_it_is_from_when_and_why() -> None:
+    assert dead_letter_headers(FakeMessage("a/ä"), **WHY) == [
+        ("dead_letter.reason", b"too_large"),
+        ("dead_letter.detail", "ß".encode()),
+        ("dead_letter.mapping", b"m"),
+        ("dead_letter.time", b"2026-07-01T12:30:15.250+00:00"),
+        ("mqtt.topic", "a/ä".encode()),
+    ]
+
+
+def test_a_dead_letter_carries_the_properties_of_mqtt_5() -> None:
+    message = mqtt5.PublishPacket(
+        "t",
+        b"",
+        content_type="text/plain",
+        response_topic="answers",
+        correlation_data=b"\x00\xff",
+        message_expiry_interval=0,
+        payload_format_indicator=1,
+        user_properties=[("a", "1"), ("b", "ß"), ("a", "2")],
+    )
+    assert dead_letter_headers(message, **WHY)[5:] == [
+        ("mqtt.content_type", b"text/plain"),
+        ("mqtt.response_topic", b"answers"),
+        ("mqtt.correlation_data", b"\x00\xff"),
+        ("mqtt.message_expiry_interval", b"0"),
+        ("mqtt.payload_format_indicator", b"1"),
+        ("mqtt.user_property.a", b"1"),
+        ("mqtt.user_property.b", "ß".encode()),
+        ("mqtt.user_property.a", b"2"),
+    ]
+
+
+def test_a_dead_letter_names_no_property_the_message_has_not() -> None:
+    assert dead_letter_headers(mqtt5.PublishPacket("t", b""), **WHY)[5:] == []
