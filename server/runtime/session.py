@@ -7,6 +7,7 @@ session is forgotten (design.md, 2).
 from __future__ import annotations
 
 import asyncio
+import functools
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
@@ -20,6 +21,7 @@ from server.core.topics import any_overlap
 from server.mqtt.connection import LEAVE_PINGRESP_SECONDS
 from server.mqtt.negotiate import Negotiation
 from server.mqtt.port import ConnectionEndedError, Ended, SessionRequest, SubscriptionRefusedError
+from server.runtime.receivers import Discarding, Nobody, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from server.core.connections import MqttConnection
     from server.core.mapping import Mapping as MappingSpec
     from server.core.subscription import Subscription, WireProtocol
-    from server.mqtt.port import Connection, Connector, Granted, Message
+    from server.mqtt.port import Connection, Connector, Granted, Receiver
     from server.runtime.counters import Tally
     from server.runtime.intake import Intake
     from server.runtime.ledger import Ledger
@@ -263,12 +265,15 @@ class MqttSession:
             receive_maximum=receive_maximum,
             unreleased=self._memory.unreleased.setdefault(row.client_id, set()),
         )
-        receiver = _Reading(self, self._intake, row, request) if reading else _Discarding(self._intake)
+        receiver: Receiver = Discarding(self._intake)
+        if reading:
+            begun = functools.partial(self._begun, row, request)
+            receiver = Reading(self._intake, begun, durable=bool(row.client_id))
         connection = self.connection = await self._broker.connectors[protocol].connect(request, receiver)
         negotiation.accepted()
         return connection
 
-    def connected(self, connection: Connection, row: Session, request: SessionRequest) -> None:
+    def _begun(self, row: Session, request: SessionRequest, connection: Connection) -> None:
         """The broker accepted: from now on messages may come, before anything is subscribed."""
         self.connection, self.granted = connection, connection.granted
         if row.established and not row.clean_start and not connection.granted.session_present and row.client_id:
@@ -398,28 +403,6 @@ def _in_turn(subscriptions: Sequence[Subscription]) -> list[Sequence[Subscriptio
     return [subscriptions] if subscriptions else []
 
 
-@dataclass(slots=True)
-class _Reading:
-    """Takes what a connection of this session reads."""
-
-    session: MqttSession
-    intake: Intake
-    row: Session
-    request: SessionRequest
-
-    def connected(self, connection: Connection) -> None:
-        self.session.connected(connection, self.row, self.request)
-
-    def received(self, messages: Sequence[Message], size: int) -> None:
-        self.intake.received(messages, size)
-
-    def discarded(self, messages: Sequence[Message]) -> None:
-        self.intake.discarded(messages, durable=bool(self.row.client_id))
-
-    def receiving(self, size: int) -> None:
-        self.intake.receiving(size)
-
-
 async def end_session(broker: Broker, row: Session, protocol: WireProtocol) -> None:
     """End a session at the broker: a clean start with expiry 0, and leave (design.md, 3).
 
@@ -429,35 +412,5 @@ async def end_session(broker: Broker, row: Session, protocol: WireProtocol) -> N
     request = SessionRequest(
         broker=broker.connection, client_id=row.client_id, clean_start=True, session_expiry=0, receive_maximum=1
     )
-    connection = await broker.connectors[protocol].connect(request, _Nobody())
+    connection = await broker.connectors[protocol].connect(request, Nobody())
     await connection.leave()
-
-
-class _Nobody:
-    """Receives nothing: a session that is ended has no messages."""
-
-    def connected(self, connection: Connection) -> None:
-        """Nothing to prepare."""
-
-    def received(self, messages: Sequence[Message], size: int) -> None:
-        """Nothing is taken, nothing acknowledged."""
-
-    def discarded(self, messages: Sequence[Message]) -> None:
-        """The same."""
-
-    def receiving(self, size: int) -> None:
-        """Nothing is held."""
-
-
-@dataclass(slots=True)
-class _Discarding(_Nobody):
-    """Takes nothing yet: what the broker keeps comes again on a later connection of this session."""
-
-    intake: Intake
-
-    def received(self, messages: Sequence[Message], size: int) -> None:
-        del size
-        self.discarded(messages)
-
-    def discarded(self, messages: Sequence[Message]) -> None:
-        self.intake.discarded(messages, durable=True)
