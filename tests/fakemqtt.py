@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from server.core.subscription import Session, Subscription
     from server.mqtt.port import Message, Receiver, SessionRequest
     from server.store.store import Store
+    from server.store.stored import SessionChange
 
 LOST = Ended(Reason("mqtt_connection_lost", "the broker closed the connection"))
 AWAY = Ended(Reason("mqtt_unreachable", "connection refused"))
@@ -227,18 +228,18 @@ class NotingStore:
         await asyncio.sleep(0)
         return list(self.rows.values())
 
-    async def save_session(self, row: Session, *, claims: bool = False, began_afresh: bool = False) -> Session:
-        assert row.client_id
-        self._note(("save", row.client_id, tuple(each.topic_filter for each in row.subscriptions)))
-        del claims, began_afresh
-        self.rows[row.client_id] = row
+    async def write_sessions(self, changes: Sequence[SessionChange]) -> list[Session | None]:
+        for change in changes:
+            row = change.session
+            assert change.client_id
+            if row is None:
+                self._note(("forget", change.client_id))
+                self.rows.pop(change.client_id, None)
+            else:
+                self._note(("save", row.client_id, tuple(each.topic_filter for each in row.subscriptions)))
+                self.rows[row.client_id] = row
         await asyncio.sleep(0)
-        return row
-
-    async def forget_session(self, client_id: str) -> None:
-        self._note(("forget", client_id))
-        self.rows.pop(client_id, None)
-        await asyncio.sleep(0)
+        return [change.session for change in changes]
 
     def as_store(self) -> Store:
         """It has what a ledger needs of a Store."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
 from server.store.errors import StoreUnavailableError
+from server.store.stored import SessionChange
 
 if TYPE_CHECKING:
     from server.core.subscription import Session
@@ -16,25 +18,18 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """A row as it is to be written, None if it is to go; see `Store.save_session`."""
-
-    number: int
-    row: Session | None
-    claims: bool
-    began_afresh: bool
-
-
 class Ledger:
-    """Sessions by client id. What the store did not take is kept and written by `flush`."""
+    """Sessions by client id. What the store did not take is kept and written by `flush`.
+
+    Many mappings that start at once share a few transactions: each takes what has gathered since the last.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._rows: dict[str, Session] = {}
-        # With the number of the change: of two calls of `flush` the slower must not take a newer change for its own.
-        self._unsaved: dict[str, _Change] = {}
+        self._unsaved: dict[str, SessionChange] = {}
         self._changes = 0
+        self._flushing = asyncio.Lock()
 
     async def load(self) -> None:
         """Read all rows, once, before anything runs.
@@ -100,28 +95,25 @@ class Ledger:
         else:
             self._rows[client_id] = row
         before = self._unsaved.get(client_id)
-        if before is not None and before.row is not None:  # of two changes the store sees only the last
+        if before is not None and before.session is not None:  # of two changes the store sees only the last
             claims, began_afresh = claims or before.claims, began_afresh or before.began_afresh
-        self._unsaved[client_id] = _Change(self._changes, row, claims, began_afresh)
+        self._unsaved[client_id] = SessionChange(client_id, row, claims, began_afresh)
         await self.flush()
 
     async def flush(self) -> None:
         """Write what the store has not taken yet."""
-        for client_id, change in list(self._unsaved.items()):
-            if self._unsaved.get(client_id) != change:
-                continue  # another call has written it meanwhile, or will write what came after it
-            try:
-                stored = await self._write(client_id, change)
-            except StoreUnavailableError as error:
-                _log.warning("session_not_saved", client_id=client_id, error=str(error))
+        async with self._flushing:
+            changes = list(self._unsaved.values())
+            if not changes:
                 return
-            if self._unsaved.get(client_id) == change:
-                del self._unsaved[client_id]
-                if stored is not None:
-                    self._rows[client_id] = stored
-
-    async def _write(self, client_id: str, change: _Change) -> Session | None:
-        if change.row is None:
-            await self._store.forget_session(client_id)
-            return None
-        return await self._store.save_session(change.row, claims=change.claims, began_afresh=change.began_afresh)
+            try:
+                written = await self._store.write_sessions(changes)
+            except StoreUnavailableError as error:
+                _log.warning("sessions_not_saved", client_ids=list(self._unsaved), error=str(error))
+                return
+            for change, row in zip(changes, written, strict=True):
+                # Unless it has changed once more meanwhile.
+                if self._unsaved.get(change.client_id) is change:
+                    del self._unsaved[change.client_id]
+                    if row is not None:
+                        self._rows[change.client_id] = row

@@ -84,6 +84,7 @@ class Supervisor:
         self._wanted_since: dict[str, float] = {}
         self._endings: dict[str, asyncio.Task[None]] = {}
         self._notices: dict[str, list[tuple[datetime, str]]] = {}
+        self._revision: int | None = None  # of the store, when it was read
         self._wake = asyncio.Event()
         self._started = False
         self._running = False
@@ -256,8 +257,7 @@ class Supervisor:
         while True:
             self._wake.clear()
             try:
-                self._note_wanted({stored.spec.name: stored for stored in await self._store.mappings()})
-                await self._ledger.refresh()
+                await self._read_store()
                 timeout = _RECONCILE_SECONDS
             except StoreUnavailableError as error:
                 self._note_store(str(error))  # what is known goes on
@@ -266,6 +266,14 @@ class Supervisor:
                 await self._act(action)
             self._share_memory()
             await _event_within(self._wake, timeout)
+
+    async def _read_store(self) -> None:
+        """Learn what is wanted, unless nothing was written since: this process is the only one that writes."""
+        revision = self._store.revision
+        if revision != self._revision:
+            self._note_wanted({stored.spec.name: stored for stored in await self._store.mappings()})
+            await self._ledger.refresh()
+            self._revision = revision
 
     def _note_wanted(self, wanted: Lookup[str, StoredMapping]) -> None:
         now = time.monotonic()

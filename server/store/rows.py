@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from server.core.mapping import Mapping
     from server.core.subscription import Session
-    from server.store.stored import Origin
+    from server.store.stored import Origin, SessionChange
 
 EVENTS_KEPT = 10_000
 
@@ -111,17 +111,22 @@ def end_sessions(transaction: Transaction, mapping: str) -> None:
         session.removal_pending = True
 
 
-def save_session(transaction: Transaction, session: Session, *, claims: bool, began_afresh: bool) -> Session:
-    """Write what was observed of a session beside what is wanted of it; see `Store.save_session`."""
-    row = transaction.get(SessionRow, session.client_id)
-    if not claims:
+def write_session(transaction: Transaction, change: SessionChange) -> Session | None:
+    """Write what was observed of a session beside what is wanted of it; see SessionChange."""
+    row = transaction.get(SessionRow, change.client_id)
+    session = change.session
+    if session is None:
+        if row is not None:
+            transaction.delete(row)
+        return None
+    if not change.claims:
         if row is not None:
             wanted = row.session()
             session = replace(
                 session,
                 mapping=wanted.mapping,
                 removal_pending=wanted.removal_pending,
-                clean_start=wanted.clean_start and not began_afresh,
+                clean_start=wanted.clean_start and not change.began_afresh,
             )
         elif transaction.get(MappingRow, session.mapping) is None:
             session = replace(session, removal_pending=True)

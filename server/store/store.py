@@ -19,7 +19,7 @@ from server.store.errors import (
 from server.store.file_entries import FilePlan, plan_file
 from server.store.location import database_path
 from server.store.migrate import migrate
-from server.store.stored import Actor, ApplyReport, Origin, StoredEvent, StoredMapping
+from server.store.stored import Actor, ApplyReport, Origin, SessionChange, StoredEvent, StoredMapping
 from server.store.tables import EventRow, FileEntryRow, HeartbeatRow, MappingRow, SessionRow
 from server.store.worker import Worker
 
@@ -50,6 +50,8 @@ class Store:
         self._url = url
         self._client_id_of = client_id_of
         self._open: tuple[Database, Worker] | None = None
+        # Rises with every change that was made through this store: what was read at the same revision is still so.
+        self.revision = 0
 
     async def open(self) -> None:
         """Create the database and its folder if missing, check it, and bring it to this version's schema.
@@ -95,7 +97,7 @@ class Store:
             database.check_space()
             transaction.merge(HeartbeatRow(at=datetime.now(UTC)))
 
-        await self._write(beat)
+        await self._run(beat, writing=True, limit=CALL_SECONDS)
 
     async def mappings(self) -> list[StoredMapping]:
         """All mappings, by name."""
@@ -276,31 +278,15 @@ class Store:
 
         return await self._read(read)
 
-    async def save_session(self, session: Session, *, claims: bool = False, began_afresh: bool = False) -> Session:
-        """Remember what was observed of `session`, and return its row.
-
-        What is wanted of it (`mapping`, `removal_pending`, `clean_start`) is changed by others meanwhile, so the row
-        keeps that: unless `session` `claims` the client id for its mapping, or `began_afresh`, so that the wish for a
-        clean start is granted. A new row of a mapping that is gone by now is to be removed at once.
+    async def write_sessions(self, changes: Sequence[SessionChange]) -> list[Session | None]:
+        """Remember what was observed of sessions, all of it or nothing, and return their rows as they are now.
 
         Raises:
-            ValueError: it has no client id; such a session ends with its connection.
+            ValueError: one has no client id; such a session ends with its connection.
         """
-        if not session.client_id:
+        if not all(change.client_id for change in changes):
             raise ValueError("a session without a client id is not durable and has no row")
-        return await self._write(
-            lambda transaction: rows.save_session(transaction, session, claims=claims, began_afresh=began_afresh)
-        )
-
-    async def forget_session(self, client_id: str) -> None:
-        """Remove the row of a session that the broker does not have any more; harmless if there is none."""
-
-        def forget(transaction: Transaction) -> None:
-            row = transaction.get(SessionRow, client_id)
-            if row is not None:
-                transaction.delete(row)
-
-        await self._write(forget)
+        return await self._write(lambda transaction: [rows.write_session(transaction, change) for change in changes])
 
     async def reset_sessions(self, mapping: str, *, detail: dict[str, Any], actor: Actor = "api") -> None:
         """Ask for all sessions of a paused mapping to be ended at the broker; the event holds `detail`.
@@ -375,7 +361,10 @@ class Store:
                 rows.trim_events(transaction)
             return result
 
-        return await self._run(work_and_trim, writing=True, limit=limit)
+        try:
+            return await self._run(work_and_trim, writing=True, limit=limit)
+        finally:
+            self.revision += 1  # also if the caller gave up: who reads now reads behind it
 
     async def _run(self, work: Callable[[Transaction], Result], *, writing: bool, limit: float) -> Result:
         database, worker = self._opened()

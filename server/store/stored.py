@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from server.core.mapping import Mapping
+    from server.core.subscription import Session
 
 Origin = Literal["file", "api"]
 Actor = Literal["api", "file", "service"]
@@ -26,6 +27,21 @@ class StoredMapping:
     origin: Origin
     created_at: datetime
     updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SessionChange:
+    """What was observed of the session of `client_id`; None if the broker does not have it any more.
+
+    What is wanted of it (`mapping`, `removal_pending`, `clean_start`) is changed by others meanwhile, so its row keeps
+    that: unless the session `claims` the client id for its mapping, or `began_afresh`, so that the wish for a clean
+    start is granted. A new row of a mapping that is gone by now is to be removed at once.
+    """
+
+    client_id: str
+    session: Session | None
+    claims: bool = False
+    began_afresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from server.settings import Settings
 from server.store.errors import StoreError, StoreUnavailableError
 from server.store.lock import StoreLock
 from server.store.store import Store
+from server.store.stored import SessionChange
 from tests.virtualtime import in_virtual_time, until
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ async def test_a_mapping_removed_from_the_file_is_named_with_its_client_ids_befo
 ) -> None:
     async with _running(_service(tmp_path, "a", "b")) as service:
         await until(lambda: _health(service).started)
-        await service.store.save_session(Session(client_id="former-a", mapping="a"))
+        await service.store.write_sessions([SessionChange("former-a", Session(client_id="former-a", mapping="a"))])
     apply, told_when_applying = Store.apply_file, []
 
     async def observed(self: Store, entries: Any, *, prune: bool) -> Any:

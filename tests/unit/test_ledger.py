@@ -16,7 +16,10 @@ from server.runtime.ledger import Ledger
 from server.store.errors import StoreUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from server.store.store import Store
+    from server.store.stored import SessionChange
 
 _A = Session("a", "one")
 _B = Session("b", "two")
@@ -39,19 +42,17 @@ class FakeStore:
         await self.gate.wait()
         return rows
 
-    async def save_session(self, row: Session, *, claims: bool = False, began_afresh: bool = False) -> Session:
+    async def write_sessions(self, changes: Sequence[SessionChange]) -> list[Session | None]:
         self._check()
         self.writes += 1
-        self.rows[row.client_id] = row
-        self.asked.append((claims, began_afresh))
+        for change in changes:
+            self.asked.append((change.claims, change.began_afresh))
+            if change.session is None:
+                self.rows.pop(change.client_id, None)
+            else:
+                self.rows[change.client_id] = change.session
         await self.gate.wait()
-        return row
-
-    async def forget_session(self, client_id: str) -> None:
-        self._check()
-        self.writes += 1
-        self.rows.pop(client_id, None)
-        await self.gate.wait()
+        return [change.session for change in changes]
 
     def _check(self) -> None:
         if self.away:
@@ -102,14 +103,14 @@ async def test_without_the_store_it_goes_on_and_writes_later() -> None:
     with structlog.testing.capture_logs() as logs:
         await ledger.save(_A)
         await ledger.forget("b")
-    assert [entry["event"] for entry in logs] == ["session_not_saved", "session_not_saved"]
+    assert [entry["event"] for entry in logs] == ["sessions_not_saved", "sessions_not_saved"]
     assert (ledger.session("a"), ledger.session("b")) == (_A, None)
     assert store.rows == {"b": _B}
     store.away = False
     await ledger.flush()
     assert store.rows == {"a": _A}
     await ledger.flush()
-    assert store.writes == 2
+    assert store.writes == 1, "all together"
 
 
 async def test_a_mapping_that_comes_back_begins_the_session_afresh_that_was_to_be_ended() -> None:
@@ -136,11 +137,10 @@ async def test_the_store_decides_what_is_wanted_of_a_session(monkeypatch: pytest
     ledger = _ledger(store)
     await ledger.load()
 
-    async def deleted_meanwhile(row: Session, *, claims: bool, began_afresh: bool) -> Session:
-        assert (claims, began_afresh) == (False, False)
-        return replace(row, removal_pending=True)
+    async def deleted_meanwhile(changes: Sequence[SessionChange]) -> list[Session]:
+        return [replace(change.session, removal_pending=True) for change in changes if change.session]
 
-    monkeypatch.setattr(store, "save_session", deleted_meanwhile)
+    monkeypatch.setattr(store, "write_sessions", deleted_meanwhile)
     await ledger.save(replace(_A, last_identifier=3))
     assert ledger.removals() == [replace(_A, last_identifier=3, removal_pending=True)]
 

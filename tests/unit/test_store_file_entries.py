@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from server.core.mapping import Mapping
 from server.core.subscription import Session
 from server.store.store import Store
-from server.store.stored import ApplyReport
+from server.store.stored import ApplyReport, SessionChange
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -111,7 +111,7 @@ async def test_an_entry_the_api_deleted_stays_deleted_until_the_file_changes_it(
 
 async def test_a_removed_entry_is_deleted_and_its_session_is_to_be_ended(store: Store) -> None:
     await store.apply_file([(mapping("gone"), "1"), (mapping(), "1")], prune=True)
-    await store.save_session(Session(client_id="base-gone", mapping="gone"), claims=True)
+    await store.write_sessions([SessionChange("base-gone", Session(client_id="base-gone", mapping="gone"))])
     report = await store.apply_file([(mapping(), "1")], prune=True)
     assert report == ApplyReport(unchanged=("demo",), deleted=("gone",))
     assert await names(store) == ["demo"]
@@ -125,7 +125,7 @@ async def test_what_a_file_would_delete_is_told_with_the_client_ids_its_sessions
     quiet = mapping("quiet", client_id="")
     await store.apply_file([(mapping("gone"), "1"), (mapping("new"), "1"), (quiet, "1"), (mapping(), "1")], prune=True)
     for former in ("old-gone", "older-gone"):
-        await store.save_session(Session(client_id=former, mapping="gone"))
+        await store.write_sessions([SessionChange(former, Session(client_id=former, mapping="gone"))])
     told = {"gone": ["old-gone", "older-gone"], "new": ["base-new"], "quiet": []}
     assert await store.deleted_by_file([(mapping(), "1")], prune=True) == told
     assert await store.deleted_by_file([(mapping(), "1")], prune=False) == {}

@@ -11,6 +11,7 @@ from server.core.mapping import Mapping
 from server.core.subscription import Session, Subscription
 from server.store.errors import MappingNotFoundError, MappingNotPausedError
 from server.store.store import Store
+from server.store.stored import SessionChange
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,7 +43,18 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 async def save(store: Store, session: Session) -> None:
     """Write the row as it is."""
-    await store.save_session(session, claims=True)
+    await store.write_sessions([SessionChange(session.client_id, session, claims=True)])
+
+
+async def observe(store: Store, session: Session, *, began_afresh: bool = False) -> Session | None:
+    """Write what was observed of a session."""
+    (row,) = await store.write_sessions([SessionChange(session.client_id, session, began_afresh=began_afresh)])
+    return row
+
+
+async def forget(store: Store, client_id: str) -> None:
+    """The session is gone."""
+    await store.write_sessions([SessionChange(client_id, None)])
 
 
 async def test_a_saved_session_is_found_again(store: Store) -> None:
@@ -71,8 +83,8 @@ async def test_a_session_without_a_client_id_has_no_row(store: Store) -> None:
 
 async def test_a_forgotten_session_is_gone_and_may_be_forgotten_again(store: Store) -> None:
     await save(store, SESSION)
-    await store.forget_session("base-demo")
-    await store.forget_session("base-demo")
+    await forget(store, "base-demo")
+    await forget(store, "base-demo")
     assert await store.sessions() == []
 
 
@@ -94,23 +106,23 @@ async def test_what_was_observed_of_a_session_leaves_what_is_wanted_of_it(store:
     wanted = replace(SESSION, mapping="heir", removal_pending=True, clean_start=True)
     await save(store, wanted)
     observed = replace(SESSION, subscriptions=(), last_identifier=9)
-    stored = await store.save_session(observed)
+    stored = await observe(store, observed)
     assert stored == replace(wanted, subscriptions=(), last_identifier=9)
     assert await store.session("base-demo") == stored
 
 
 async def test_a_session_that_began_afresh_needs_no_clean_start_any_more(store: Store) -> None:
     await save(store, replace(SESSION, clean_start=True))
-    stored = await store.save_session(SESSION, began_afresh=True)
+    stored = await observe(store, SESSION, began_afresh=True)
     assert stored == SESSION
 
 
 async def test_a_session_whose_mapping_was_deleted_before_it_had_a_row_is_to_be_ended(store: Store) -> None:
-    stored = await store.save_session(SESSION)
+    stored = await observe(store, SESSION)
     assert stored == replace(SESSION, removal_pending=True)
     await store.create(mapping("other"))
     session = replace(SESSION, client_id="base-other", mapping="other")
-    assert await store.save_session(session) == session
+    assert await observe(store, session) == session
 
 
 async def test_resetting_asks_for_all_sessions_of_a_paused_mapping_to_be_ended(store: Store) -> None:

@@ -301,7 +301,7 @@ def failing_store(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
     async def fail(*_: Any, **__: Any) -> None:
         raise StoreUnavailableError("the disk is gone")
 
-    for call in ("mappings", "ping", "sessions", "save_session", "forget_session"):
+    for call in ("mappings", "ping", "sessions", "write_sessions"):
         monkeypatch.setattr(store, call, fail)
 
 
