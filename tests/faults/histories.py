@@ -1,9 +1,10 @@
-"""Histories for the tests of the checker: good ones, and ways to break them. Pure data, nothing ran."""
+"""Histories for the tests of the checker: good ones, ways to break them, and what the checker says of them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from tests.faults.checker import violations
 from tests.faults.history import (
     Ack,
     Answer,
@@ -69,6 +70,17 @@ KAFKA_AWAY = Cost(repeats="flight", blames=("kafka_",))
 
 def fault(begin: float, end: float, cost: Cost = KILL, name: str = "kill -9") -> Fault:
     return Fault(name, BEGIN + begin, BEGIN + end, cost)
+
+
+def found(history: History) -> list[tuple[int, str]]:
+    return [(each.invariant, str(each)) for each in violations(history)]
+
+
+def the_only(history: History, invariant: int) -> str:
+    """What the checker says of a history with one thing wrong."""
+    (violation,) = violations(history)
+    assert violation.invariant == invariant, str(violation)
+    return str(violation)
 
 
 # --- how they are broken -----------------------------------------------------------------------------------------

@@ -53,8 +53,9 @@ class Outcome:
     @classmethod
     def of(cls, plan: Plan, history: History, found: list[Violation], *, date: str, skipped: list[str]) -> Outcome:
         """Draw up a run."""
-        begin, seconds = history.begin, (history.end or max((each.at for each in history.samples), default=0.0))
-        buckets = int((seconds - begin) / BUCKET_SECONDS) + 1
+        begin = history.begin
+        end = history.end or max((each.at for each in history.samples), default=begin)  # it may have been given up
+        buckets = int((end - begin) / BUCKET_SECONDS) + 1
 
         def per_bucket(moments: list[float]) -> list[int]:
             counts = Counter(int((at - begin) / BUCKET_SECONDS) for at in moments)
@@ -66,7 +67,7 @@ class Outcome:
             name=plan.name,
             seed=plan.seed,
             date=date,
-            seconds=round(seconds - begin, 1),
+            seconds=history.since(end),
             published=len(history.publications),
             stored=len(history.records),
             repeats=sum(count - 1 for count in copies.values()),
