@@ -258,3 +258,16 @@ def test_in_the_end_the_store_holds_the_last_word_on_every_session(
 
     with structlog.testing.capture_logs():
         asyncio.run(history())
+
+
+async def test_many_mappings_that_start_together_are_written_together() -> None:
+    store = FakeStore()
+    ledger = _ledger(store)
+    store.gate.clear()
+    rows = [Session(f"c{n}", f"m{n}") for n in range(50)]
+    saving = [asyncio.create_task(ledger.save(row)) for row in rows]
+    await asyncio.sleep(0)
+    store.gate.set()
+    await asyncio.gather(*saving)
+    assert list(store.rows.values()) == rows
+    assert store.writes == 2, "the first, and all that came while it was written"
