@@ -176,8 +176,7 @@ class FakeProducer:
     def leaderless(self, topic: str) -> list[int]:
         return self.kafka.leaderless.get(topic, [])
 
-    async def send(self, batch: BatchBuilder, topic: str, partition: int, *, within: float) -> asyncio.Future[Any]:
-        assert within > 0
+    async def send(self, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[Any]:
         assert not self.abandoned
         assert partition < self.known[topic]
         at = topic, partition

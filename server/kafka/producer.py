@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from server.core.kafka_options import KafkaOptions
 
-DEFAULT_LINGER_SECONDS = 0.004
+DEFAULT_LINGER_SECONDS = 0.005
 START_TIMEOUT_SECONDS = 10.0
 _ABANDON_TIMEOUT_SECONDS = 2.0
 _STEP_SECONDS = 0.2
@@ -199,16 +199,14 @@ class Producer:
         known = cluster.partitions_for_topic(topic) or set()
         return sorted(known - (cluster.available_partitions_for_topic(topic) or set()))
 
-    async def send(self, batch: Any, topic: str, partition: int, *, within: float) -> asyncio.Future[Any]:
-        """Hand a batch over; the future is done when Kafka has answered for it.
+    async def send(self, batch: Any, topic: str, partition: int) -> asyncio.Future[Any]:
+        """Hand a batch over; the future is done when Kafka has answered for it. The caller limits how long it waits.
 
         Raises:
             KafkaError: the producer can take no more batches.
-            TimeoutError: it did not take the batch within `within` seconds.
         """
         batch.close()
-        async with asyncio.timeout(within):
-            future: asyncio.Future[Any] = await self._producer.send_batch(batch, topic, partition=partition)
+        future: asyncio.Future[Any] = await self._producer.send_batch(batch, topic, partition=partition)
         return future
 
     async def abandon(self) -> None:

@@ -26,7 +26,7 @@ from server.kafka.outbox import Outbox
 from server.kafka.partitioners import partitioner
 from server.kafka.producer import Producer, classify
 from server.kafka.tls import ConfigurationError
-from server.kafka.watch import Watch
+from server.kafka.watch import LOOK_SECONDS, Watch
 from server.tasks import to_the_end
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ class Sink:
         self._fatal: Reason | None = None
         self._watch = Watch(cluster, outcomes.kafka_trouble)
         self._alarm: asyncio.TimerHandle | None = None
+        self._look_due = True
         self._stuck: list[Unconfirmed] = []
         self._compresses = bool(cluster.options.producer.get("compression_type"))
         self._batch_bytes: int = cluster.options.producer.get("max_batch_size", 1_000_000)
@@ -189,47 +190,55 @@ class Sink:
         return self._stuck + self._outbox.unsent()
 
     async def _serve(self, producer: Producer) -> None:
+        self._look_due = True
         while True:
             self._wake.clear()
-            producer.check()
             missing = self._outbox.follow(producer.partitions)
             await self._confirm()
             await self._send(producer)
             if self._fatal is not None:
                 await self._last_answers()
                 raise SinkStoppedError(self._fatal)
-            needed = next((topic for topic in missing if topic is self._outbox.main or topic.waiting), None)
-            seconds = self._watch.look(producer, missing=missing, needed=needed, flights=self._flights)
-            self._wake_within(seconds)
+            if self._look_due:
+                self._look_due = False
+                producer.check()
+                needed = next((topic for topic in missing if topic is self._outbox.main or topic.waiting), None)
+                seconds = self._watch.look(producer, missing=missing, needed=needed, flights=self._flights)
+                self._look_within(seconds)
             await self._wake.wait()
 
-    def _wake_within(self, seconds: float) -> None:
-        """One timer for many rounds: it is moved only if it would come too late."""
+    def _look_within(self, seconds: float) -> None:
+        """Not in every round, of which there are hundreds a second: one timer, moved only if it would come too late."""
         loop = asyncio.get_running_loop()
         if self._alarm is not None and self._alarm.when() > loop.time() + seconds:
             self._alarm.cancel()
             self._alarm = None
         if self._alarm is None:
-            self._alarm = loop.call_later(seconds, self._ring)
+            self._alarm = loop.call_later(seconds, self._look_soon)
 
-    def _ring(self) -> None:
+    def _look_soon(self) -> None:
         self._alarm = None
+        self._look_due = True
         self._wake.set()
 
     # --- sending ----------------------------------------------------------------------------------------------------
 
     async def _send(self, producer: Producer) -> None:
         """Send what is ready."""
+        if not self._outbox.ready:
+            return
         now = time.monotonic()
-        for lane in list(self._outbox.ready):
-            if self.in_flight_bytes > _IN_FLIGHT_BYTES:
-                break
-            if lane.partition >= self._outbox.topics[lane.topic].visible:
-                continue  # send_batch would wait for its metadata, and hold up the others
-            del self._outbox.ready[lane]
-            flight = self._build(lane, producer, now)
-            if flight is not None:
-                await self._dispatch(producer, flight)
+        async with asyncio.timeout(_HAND_OVER_SECONDS):  # one for all: it costs as much as handing over
+            for lane in list(self._outbox.ready):
+                if self.in_flight_bytes > _IN_FLIGHT_BYTES:
+                    break
+                if lane.partition >= self._outbox.topics[lane.topic].visible:
+                    continue  # send_batch would wait for its metadata, and hold up the others
+                del self._outbox.ready[lane]
+                flight = self._build(lane, producer, now)
+                if flight is not None:
+                    await self._dispatch(producer, flight)
+        self._look_within(LOOK_SECONDS)
 
     def _build(self, lane: Lane, producer: Producer, now: float) -> Flight | None:
         limit = self._outbox.topics[lane.topic].limit(self._cluster.options.record_limit or DEFAULT_RECORD_LIMIT, now)
@@ -254,7 +263,7 @@ class Sink:
         lane.flight = flight
         self._flights.add(flight)
         self.in_flight_bytes += flight.size
-        flight.future = await producer.send(flight.batch, lane.topic, lane.partition, within=_HAND_OVER_SECONDS)
+        flight.future = await producer.send(flight.batch, lane.topic, lane.partition)
         flight.batch = None
         flight.future.add_done_callback(functools.partial(self._answered, flight))
 
@@ -267,7 +276,9 @@ class Sink:
     # --- confirmations ----------------------------------------------------------------------------------------------
 
     async def _confirm(self) -> None:
-        failed = self._take_answers() or self._stranded()
+        failed = self._take_answers()
+        if failed is None and self._look_due:
+            failed = self._stranded()
         if failed is not None:
             await self._last_answers()
             raise failed

@@ -27,7 +27,7 @@ async def _send(producer: Producer, topic: str, partition: int, *values: bytes) 
     batch = producer.create_batch()
     for value in values:
         assert batch.append(timestamp=None, key=None, value=value) is not None
-    return await producer.send(batch, topic, partition, within=5.0)
+    return await producer.send(batch, topic, partition)
 
 
 async def test_a_confirmed_batch_is_in_kafka(kafka: KafkaCluster, kafka_topic: Callable[..., Awaitable[str]]) -> None:
