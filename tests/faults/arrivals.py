@@ -125,7 +125,9 @@ class _Arrivals:
     def _allowed(self, fault: Fault, following: float) -> int:
         if fault.cost.repeats == "none":
             return 0
-        allowed = sum(len(self.wire.left_by(each)) for each in self.wire.ended_between(self.mapping, fault, following))
+        allowed = sum(
+            len(self.wire.left_by(each, fault)) for each in self.wire.ended_between(self.mapping, fault, following)
+        )
         if fault.cost.repeats == "flight":
             allowed += self.wire.most_in_flight(self.mapping, fault.begin, min(following, fault.end + 1.0))
         return allowed
@@ -135,7 +137,7 @@ class _Arrivals:
         waited = {
             exchange.delivery.message
             for ended in self.wire.ended_between(self.mapping, fault, following)
-            for exchange in self.wire.left_by(ended)
+            for exchange in self.wire.left_by(ended, fault)
             if (copies := self.copies.get(exchange.delivery.message)) and copies[0].at > ended.at + _UNHEARD_SECONDS
         }
         wrong = [extra for extra in extras if extra.id in waited]

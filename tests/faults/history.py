@@ -135,7 +135,7 @@ class Cost:
     was in flight when a producer may have been given up. `attaches` says that over MQTT 5 a redelivery has to be
     attached to what Kafka did not have yet when the connection ended. `blames` are the prefixes of the reasons that
     explain it. `away` services don't answer until they are back; `unready` ones must say so. Without `stalls` messages
-    have to flow all the time.
+    have to flow all the time. With `unread` the broker reads nothing: what was passed on to it does not count as known.
     """
 
     repeats: Literal["none", "connection", "flight"] = "none"
@@ -144,6 +144,7 @@ class Cost:
     away: bool = False
     unready: bool = False
     stalls: bool = True
+    unread: bool = False
 
 
 @dataclass(slots=True)

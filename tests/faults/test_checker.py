@@ -11,6 +11,7 @@ from tests.faults.checker import violations
 from tests.faults.histories import (
     BEGIN,
     KAFKA_AWAY,
+    KILL,
     MAPPINGS,
     PARTITIONS,
     TO_ACK,
@@ -189,6 +190,18 @@ def test_what_was_acknowledged_a_second_before_a_connection_broke_may_be_repeate
     assert found(history) == []
     write(history, 189, MAPPINGS[0], at=BEGIN + 22.5)
     assert "11 repeats" in the_only(history, 3)
+
+
+def test_what_a_frozen_broker_was_told_does_not_count_as_known() -> None:
+    for unread in (True, False):
+        history = good(fault=fault(10, 22, replace(KILL, unread=unread), "broker frozen"))
+        unanswered(history, 199, MAPPINGS[0], ended=20.0)
+        for number in range(110, 200):
+            write(history, number, MAPPINGS[0], at=BEGIN + 22.5)
+        if unread:
+            assert found(history) == []
+        else:
+            assert "90 repeats after 'broker frozen' (from 10.00 s), which may cost 10 " in the_only(history, 3)
 
 
 def test_a_producer_that_was_given_up_repeats_what_was_in_flight_at_most() -> None:

@@ -69,12 +69,13 @@ class WireLog:
         """The connections of a mapping that ended from the beginning of a fault to that of the following one."""
         return [each for each in self.ended if each.mapping == mapping and fault.begin <= each.at < following]
 
-    def left_by(self, ended: Ended) -> list[Exchange]:
-        """What the broker may not know to be acknowledged when this connection ended."""
+    def left_by(self, ended: Ended, fault: Fault) -> list[Exchange]:
+        """What the broker may not know to be acknowledged when this connection ended during or after the fault."""
+        read_until = (min(ended.at, fault.begin) if fault.cost.unread else ended.at) - UNREAD_SECONDS
         return [
             each
             for each in self.by_connection[ended.connection]
-            if each.ack is None or each.ack.relayed_at is None or each.ack.relayed_at > ended.at - UNREAD_SECONDS
+            if each.ack is None or each.ack.relayed_at is None or each.ack.relayed_at > read_until
         ]
 
     def most_in_flight(self, mapping: str, since: float, until: float) -> int:
