@@ -6,6 +6,7 @@ import asyncio
 import json
 import pickle
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -47,6 +48,7 @@ def main(
     report: Annotated[bool, typer.Option(help="write the report of all results to docs/faults/")] = False,
 ) -> None:
     """Run faults against the service between real brokers, and judge what comes of them."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that disks are unmounted, as after Ctrl-C
     outcomes = _read(results)
     done = {outcome.key for outcome in outcomes}
     open_plans = [plan for plan in plans(seed, quick=quick, wanted=wanted) if plan.key not in done]

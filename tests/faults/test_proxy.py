@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
 from tests.devices import connected, publish, subscriber
+from tests.fakebroker import Dialect
 from tests.faults import packets
 from tests.faults.history import Ack, Delivery, Ended
 from tests.faults.load import Load, identify
@@ -226,6 +227,14 @@ def test_packets_are_cut_wherever_the_bytes_are(size: int) -> None:
     for at in range(0, len(stream), size):
         found += framer.feed(stream[at : at + size])
     assert [(packets.kind(each), len(each)) for each in found] == [(12, 2), (3, 203), (13, 2)]
+
+
+@pytest.mark.parametrize(("protocol", "level"), [("5", 5), ("3.1.1", 4)])
+def test_messages_of_both_versions_are_understood(protocol: Literal["5", "3.1.1"], level: int) -> None:
+    speak = Dialect(protocol)
+    sent = speak.publish("a/b", b"x" * 200, qos=2, packet_id=777, duplicate=True)
+    assert packets.parse_publish(sent, level) == packets.Publish("a/b", b"x" * 200, 2, True, 777)
+    assert packets.parse_publish(speak.publish("a", qos=0), level) == packets.Publish("a", b"", 0, False, 0)
 
 
 @asynccontextmanager
