@@ -140,7 +140,7 @@ class FakeBroker:
 async def fake_broker() -> AsyncIterator[FakeBroker]:
     """Listen on a port of its own; every connection is closed at the end."""
     broker = FakeBroker()
-    server = await asyncio.start_server(broker.accept, broker.host, 0, limit=64 * 1024 * 1024)
+    server = await asyncio.start_server(broker.accept, broker.host, 0, limit=64 * 1024 * 1024, backlog=1_024)
     broker.port = server.sockets[0].getsockname()[1]
     try:
         yield broker

@@ -72,8 +72,14 @@ class MockKafka(KafkaCluster):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._library.rd_kafka_mock_cluster_destroy(self._cluster)
-        self._library.rd_kafka_destroy(self._client)
+        self.stop()
+
+    def stop(self) -> None:
+        """End it for good, with all it holds; its port is closed then."""
+        client, self._client = self._client, 0
+        if client:
+            self._library.rd_kafka_mock_cluster_destroy(self._cluster)
+            self._library.rd_kafka_destroy(client)
 
     async def create_topic(
         self,
