@@ -38,6 +38,7 @@ def _bound() -> ctypes.CDLL:
             None,
             [pointer, code, ctypes.c_size_t, ctypes.POINTER(ctypes.c_int)],
         ),
+        "rd_kafka_mock_partition_set_leader": (number, [pointer, text, ctypes.c_int32, ctypes.c_int32]),
         "rd_kafka_mock_clear_request_errors": (None, [pointer, code]),
         # Variadic: behind these come as many codes as the last of them says.
         "rd_kafka_mock_partition_push_request_errors": (
@@ -106,6 +107,11 @@ class MockKafka(KafkaCluster):
         failed = self._library.rd_kafka_mock_partition_push_request_errors(
             self._cluster, topic.encode(), partition, _PRODUCE, times, *[code] * times
         )
+        assert not failed, f"error {failed}"
+
+    def take_leader(self, topic: str, partition: int) -> None:
+        """Let this partition have no leader."""
+        failed = self._library.rd_kafka_mock_partition_set_leader(self._cluster, topic.encode(), partition, -1)
         assert not failed, f"error {failed}"
 
     def accept(self) -> None:
