@@ -28,6 +28,9 @@ SUBACK_TIMEOUT_SECONDS = 30.0
 LEAVE_PINGRESP_SECONDS = 2.0
 LEAVE_CLOSE_SECONDS = 1.0
 
+# What is decoded at once: the receiver may have enough before all of a read is in messages, of which each takes much
+# more memory than its bytes on the wire.
+SLICE_PACKETS = 256
 REFUSED = 0x80  # reason codes from here on are refusals
 _PINGREQ = b"\xc0\x00"
 _DISCONNECT = b"\xe0\x00"
@@ -75,6 +78,10 @@ class BaseConnection(ABC):
     @abstractmethod
     def _write(self, data: bytes) -> None:
         """Write, unless the connection is ending."""
+
+    @abstractmethod
+    def _take_in(self, data: bytes) -> None:
+        """Decode these bytes slice by slice, and hand on what is in them, until reading is paused; `keep` the rest."""
 
     @abstractmethod
     def _stop_reading(self) -> None:
@@ -198,6 +205,8 @@ class BaseConnection(ABC):
                 self._silent_since = time.monotonic()
             if self._rest_timer is None:
                 self._start_reading()
+            if self._buffer:
+                self._loop.call_soon(self._take_in_kept)
 
     async def leave(self, patience: float = LEAVE_PINGRESP_SECONDS) -> None:
         """Leave so that the broker has seen every acknowledgement, without ending the session (design.md, 4).
@@ -251,9 +260,15 @@ class BaseConnection(ABC):
         return data
 
     def keep(self, rest: memoryview) -> None:
-        """Keep the beginning of a packet until more of it comes."""
+        """Keep the beginning of a packet until more of it comes, or what is to be taken in when reading goes on."""
         self._buffer += rest
         self._needed = packet_size(self._buffer) or 0
+
+    def _take_in_kept(self) -> None:
+        if self._ending is None and not self._reading_paused and 0 < self._needed <= len(self._buffer):
+            data = bytes(self._buffer)
+            self._buffer.clear()
+            self._take_in(data)
 
     def accept(self, granted: Granted) -> None:
         """The broker accepted: tell whoever receives, before any message."""

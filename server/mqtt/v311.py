@@ -18,7 +18,7 @@ import aiomqtt
 from server.core.failures import mqtt_311_reason, subscription_refused
 from server.core.lifecycle import Reason
 from server.mqtt import connection as base
-from server.mqtt.connection import REFUSED, BaseConnection, packet_size, pubacks
+from server.mqtt.connection import REFUSED, SLICE_PACKETS, BaseConnection, packet_size, pubacks
 from server.mqtt.port import ConnectionEndedError, Ended, Granted, SubscriptionRefusedError
 from server.mqtt.wire import Wire, tcp_connection
 
@@ -193,9 +193,11 @@ class Connection(BaseConnection):
 
     def _data_received(self, data: bytes) -> None:
         """Decode all packets of this read, and hand their messages on together."""
-        data = self.heard(data)
+        self._take_in(self.heard(data))
+
+    def _take_in(self, data: bytes) -> None:
         offset, total = 0, len(data)
-        while offset < total:
+        while offset < total and not self._reading_paused:
             size = packet_size(data, offset)
             if size is None:
                 self._malformed(data[offset:], "its length is longer than four bytes")
@@ -206,6 +208,9 @@ class Connection(BaseConnection):
                 offset += size
             if self._ending is not None:
                 return
+            if len(self._messages) >= SLICE_PACKETS:
+                self._hand_over_read()
+                self._receiver.receiving(total - offset)
         self._hand_over_read()
         if offset < total and self._ending is None:
             self.keep(memoryview(data)[offset:])

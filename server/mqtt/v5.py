@@ -15,7 +15,7 @@ import mqtt5
 
 from server.core.failures import SESSION_TAKEN_OVER, UNSUPPORTED_PROTOCOL_VERSION, mqtt_reason, subscription_refused
 from server.mqtt import connection as base
-from server.mqtt.connection import REFUSED, BaseConnection, pubacks
+from server.mqtt.connection import REFUSED, SLICE_PACKETS, BaseConnection, pubacks
 from server.mqtt.port import ConnectionEndedError, Ended, Granted, SubscriptionRefusedError
 from server.mqtt.release import Release
 
@@ -99,14 +99,24 @@ class Connection(BaseConnection, asyncio.Protocol):
             said = "this broker speaks MQTT 3.1.1"
             self._end(Ended(mqtt_reason(UNSUPPORTED_PROTOCOL_VERSION, said), version_refused=True))
             return
-        packets, used, malformed = _decode(data)
-        self._dispatch(packets, used)
-        if self._ending is not None:
-            return
-        if malformed is not None:
-            self.malformed(data[used:], malformed)
-        elif used < len(data):
-            self.keep(memoryview(data)[used:])
+        self._take_in(data)
+
+    def _take_in(self, data: bytes) -> None:
+        offset, total = 0, len(data)
+        while offset < total and not self._reading_paused:
+            packets, used, malformed = _decode(data, offset)
+            self._dispatch(packets, used - offset)
+            offset = used
+            if self._ending is not None:
+                return
+            if malformed is not None:
+                self.malformed(data[offset:], malformed)
+                return
+            if len(packets) < SLICE_PACKETS:
+                break
+            self._receiver.receiving(total - offset)
+        if offset < total:
+            self.keep(memoryview(data)[offset:])
 
     def _dispatch(self, packets: list[Any], used: int) -> None:
         """Hand on what was decoded from `used` bytes: messages together, other packets in their place between them."""
@@ -320,12 +330,17 @@ class Connection(BaseConnection, asyncio.Protocol):
             raise self.no_answer(name) from None
 
 
-def _decode(data: bytes) -> tuple[list[Any], int, str | None]:
-    """The packets that are complete, the bytes they took, and what is wrong with the one after them, if it is."""
+def _decode(data: bytes, offset: int) -> tuple[list[Any], int, str | None]:
+    """A slice of the packets that are complete, from `offset` on.
+
+    Returns them, where they end, and what is wrong with the one after them, if anything is.
+    """
     packets: list[Any] = []
-    read, append, view, total, offset = mqtt5.read, packets.append, memoryview(data), len(data), 0
+    read, append, view, total = mqtt5.read, packets.append, memoryview(data), len(data)
     try:
-        while offset < total:
+        for _ in range(SLICE_PACKETS):
+            if offset == total:
+                break
             packet, used = read(view[offset:])
             append(packet)
             offset += used

@@ -569,6 +569,33 @@ async def test_what_was_written_is_processed_when_its_own_pingresp_comes(version
         assert connection.is_open
 
 
+async def test_a_receiver_that_has_enough_gets_the_rest_of_a_read_when_reading_goes_on(version: Version) -> None:
+    """Messages take much more memory than their bytes: a read of empty ones would overrun any small budget."""
+
+    class Full(Collector):
+        def received(self, messages: Sequence[Message], size: int) -> None:
+            super().received(messages, size)
+            assert self.connection is not None
+            self.connection.pause_reading()
+
+    receiver = Full()
+    async with fake_broker() as broker:
+        connecting = asyncio.ensure_future(version.connector.connect(request(broker), receiver))
+        peer = await broker.peer()
+        peer.write(version.speak.connack())
+        connection = await connecting
+        count = 3 * base.SLICE_PACKETS + 1
+        peer.write(*(version.speak.publish("a", packet_id=n + 1) for n in range(count)))
+        for _ in range(4):
+            held = len(receiver.messages)
+            await until(lambda: len(receiver.messages) > held)  # noqa: B023 - awaited right here
+            assert len(receiver.messages) <= held + base.SLICE_PACKETS
+            connection.resume_reading()
+        assert [message.packet_id for message in receiver.messages] == list(range(1, count + 1))
+        assert receiver.on_the_way[0] > 0, "what is kept undecoded is counted"
+        connection.abort()
+
+
 async def test_of_a_large_message_on_its_way_the_receiver_hears_how_much_is_held(version: Version) -> None:
     async with version.faked() as (_, collector, peer):
         packet = version.speak.publish("a", bytes(3_000_000))

@@ -17,7 +17,7 @@ from server.core.mapping import Mapping
 from server.kafka.producer import Cluster
 from server.runtime import supervisor as supervisor_module
 from server.runtime.forwarder import Forwarder
-from server.runtime.supervisor import Supervisor
+from server.runtime.supervisor import MAPPING_BYTES, Supervisor
 from server.store.errors import StoreUnavailableError
 from server.store.store import Store
 from tests.fakekafka import CONFIRM, STALL, FakeKafka
@@ -427,13 +427,13 @@ async def test_every_mapping_has_its_budget_but_at_most_an_equal_share(
         await plant.create("small", buffer_bytes=5000)
         await plant.reach("a", State.RUNNING)
         await plant.reach("small", State.RUNNING)
-        assert plant.forwarder("a").intake.budget == 4_000_000
+        assert plant.forwarder("a").intake.budget == 4_000_000 - MAPPING_BYTES
         assert plant.forwarder("small").intake.budget == 5000
         await plant.delete("small")
-        await until(lambda: plant.forwarder("a").intake.budget == 8_000_000)
+        await until(lambda: plant.forwarder("a").intake.budget == 8_000_000 - MAPPING_BYTES)
         await plant.create("b")
         await plant.create("c")
-        await until(lambda: plant.forwarder("a").intake.budget == 8_000_000 // 3)
+        await until(lambda: plant.forwarder("a").intake.budget == 8_000_000 // 3 - MAPPING_BYTES)
 
 
 @in_virtual_time
