@@ -269,13 +269,13 @@ class Forwarder:
 
     def stuck_for(self, now: float) -> tuple[float, str]:
         """How long nothing has moved although it is wanted to (seconds), and why; `now` is monotonic."""
-        if self._not_running_since is not None:
-            why = f"{self.state.value}: {self.reason.detail}" if self.reason else self.state.value
-            return now - self._not_running_since, why
         oldest = self.intake.window.oldest_pending
-        if oldest is None:
-            return 0.0, ""
-        return now - oldest, "the oldest message waits for Kafka"
+        if self._not_running_since is None:
+            return (0.0, "") if oldest is None else (now - oldest, "the oldest message waits for Kafka")
+        why = f"{self.state.value}: {self.reason.detail}" if self.reason else self.state.value
+        # It may have run for a moment meanwhile: a new producer delivers all but what waits for a leader.
+        since = self._not_running_since if oldest is None else min(oldest, self._not_running_since)
+        return now - since, why
 
     @property
     def connected(self) -> bool:

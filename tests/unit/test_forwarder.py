@@ -281,6 +281,26 @@ async def test_it_is_stuck_while_it_does_not_run_or_a_message_waits_for_kafka(mq
 
 
 @in_virtual_time
+async def test_a_message_that_waits_counts_on_though_the_mapping_ran_for_a_moment(
+    mqtt: FakeMqtt, kafka: FakeKafka
+) -> None:
+    """As with one partition without a leader: a new producer delivers to the others, and stalls again."""
+    async with forwarding(mqtt, kafka) as line:
+        await line.reach(State.RUNNING)
+        kafka.judge = lambda _: STALL
+        line.send(b"1")
+        began = now()
+        await line.reach(State.RETRYING)
+        await asyncio.sleep(30)
+        line.forwarder.kafka_trouble(None)
+        assert line.state is State.RUNNING
+        await line.reach(State.RETRYING)
+        seconds, why = line.forwarder.stuck_for(now())
+        assert seconds == pytest.approx(now() - began, abs=0.1)
+        assert why.startswith("retrying: ")
+
+
+@in_virtual_time
 async def test_a_broker_that_was_silent_counts_as_away_since_it_was_last_heard(
     mqtt: FakeMqtt, kafka: FakeKafka
 ) -> None:
