@@ -122,6 +122,7 @@ class MemoryStore(NotingStore):
     def __init__(self) -> None:
         super().__init__(lambda _: None)
         self.stored: dict[str, StoredMapping] = {}
+        self.revision = 0
 
     async def mappings(self) -> list[StoredMapping]:
         await asyncio.sleep(0)
@@ -132,6 +133,7 @@ class MemoryStore(NotingStore):
 
     def put(self, spec: Mapping) -> None:
         """What the API does for every change."""
+        self.revision += 1
         before = self.stored.get(spec.name)
         generation = before.generation + 1 if before else 1
         at = datetime.now(UTC)
@@ -189,6 +191,7 @@ class Plant:
     def delete(self) -> None:
         """Delete the mapping as the API does: its session is to be ended."""
         del self.store.stored["m"]
+        self.store.revision += 1
         self.store.rows = {name: replace(row, removal_pending=True) for name, row in self.store.rows.items()}
         self.supervisor.wake()
 

@@ -150,7 +150,6 @@ COMBINATIONS = list(itertools.product([0, 200, 1_000, 1_000_000], [0, 1], [1, 20
     [
         (0, 1, 1),
         (1_000, 0, 1),
-        (1_000_000, 0, 1),
         (1_000_000, 1, 200),
         (0, 1, 200),
     ],
@@ -158,6 +157,6 @@ COMBINATIONS = list(itertools.product([0, 200, 1_000, 1_000_000], [0, 1], [1, 20
 async def test_without_kafka_memory_stays_within_the_budgets(
     tmp_path: Path, payload: int, qos: int, mappings: int
 ) -> None:
-    peak = await memory_run(tmp_path, payload=payload, qos=qos, mappings=mappings, seconds=4.0)
+    peak = await memory_run(tmp_path, payload=payload, qos=qos, mappings=mappings, seconds=3.0)
     assert peak.received > 0
     assert peak.private <= peak.allowed, peak
