@@ -124,6 +124,12 @@ def histories(endings: st.SearchStrategy[Step]) -> st.SearchStrategy[list[Step]]
     )
 
 
+# Not both: a session that is lost and made again by another client is below, at what is known to lose.
+HELD_OR_LOST = st.one_of(
+    histories(st.one_of(BREAKS, HELD, HELD)), histories(st.one_of(BREAKS, st.just(("session lost",))))
+)
+
+
 def simulated_run(
     kind: tuple[str, WireProtocol, int],
     steps: st.SearchStrategy[list[Step]],
@@ -155,7 +161,7 @@ def simulated_run(
 @pytest.mark.parametrize("kind", HOLDABLE, ids=str)
 def test_nothing_is_lost_whoever_holds_the_session_in_between(kind: tuple[str, WireProtocol, int]) -> None:
     with blind():
-        simulated_run(kind, histories(st.one_of(BREAKS, HELD, HELD, st.just(("session lost",)))), examples=EXAMPLES)
+        simulated_run(kind, HELD_OR_LOST, examples=EXAMPLES)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in HOLDABLE], ids=str)
