@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 IDS = 65_535
 # More than the window of any broker that takes the smallest free id (HiveMQ: 50): there ids end below it.
 ENOUGH = 64
-# So often a PINGREQ follows acknowledgements, in messages: what is settled stays close behind.
-SETTLE_EVERY = 8_192
+# So often a PINGREQ follows acknowledgements, in messages: what is settled stays close behind, so that little fits.
+SETTLE_EVERY = 1_024
 
 
 class Numbering:
@@ -101,8 +101,12 @@ class Numbering:
             ids = (message.packet_id for message in reversed(messages))
             last = next((packet_id for packet_id in ids if packet_id is not None), None)
             if last is not None:
+                step = (last - self._newest) % IDS
+                self._newest += step
+                if step > len(messages) and not self.replaying:  # it fell back, or left some out
+                    self._start_again()
+                    self._begin(last)
                 self.replaying = False
-                self._newest += (last - self._newest) % IDS
 
     # --- acknowledgements -------------------------------------------------------------------------------------------
 

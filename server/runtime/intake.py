@@ -205,6 +205,13 @@ class Intake:
             # could only be taken for another message that happens to say the same.
             self.window.forget_candidates()
             numbering.arrived((message,))
+            self._forget_owed()
+
+    def _forget_owed(self) -> None:
+        """The replay is over: what was handed back and did not come again is not with the broker any more."""
+        if self.owed:
+            self._tally.dropped["not_redelivered"] += self.owed
+            self.owed = 0
 
     # --- acknowledgements and back-pressure -------------------------------------------------------------------------
 

@@ -220,7 +220,6 @@ def test_a_session_that_is_lost_and_made_again_by_another_client() -> None:
         played(broker, *SHOWN, ("session lost",), made_again, *HEALED, check=nothing_lost)
 
 
-@pytest.mark.xfail(strict=True, reason="ids that fall back are not noticed once the broker has shown that it counts")
 def test_a_broker_whose_pingresp_overtakes_its_acknowledgements_and_that_takes_the_smallest_free_id() -> None:
     broker = SimulatedBroker(SmallestFree(window=400), Dialect("5"), lag=0.2, pings_overtake=True)
     counted: list[Step] = [("publish", 5), ("wait", 0.01), ("publish", 100), ("wait", 2.0), ("kafka stalls",)]
@@ -229,7 +228,6 @@ def test_a_broker_whose_pingresp_overtakes_its_acknowledgements_and_that_takes_t
         played(broker, *counted, ("publish", 20), held, *HEALED, check=nothing_lost)
 
 
-@pytest.mark.xfail(strict=True, reason="what is handed back twice comes again once, and stays in flight for ever")
 def test_books_after_a_pause_with_a_message_and_its_repeat_on_their_way() -> None:
     broker = SimulatedBroker(SmallestFree(), Dialect("5"))
 
