@@ -42,19 +42,18 @@ def _recoveries(history: History) -> Iterator[Violation]:
     for record in history.records:
         key = record.mapping, record.id
         first[key] = min(record.at, first.get(key, record.at))
-    accepted = sorted(
-        (each for each in history.publications if each.accepted_at is not None), key=lambda each: each.sent_at
-    )
     for fault in history.faults:
-        after = [each.id for each in accepted if each.sent_at > fault.end]
+        # The load may have to recover too, and has its own time for that.
+        after = [(each.accepted_at, each.id) for each in history.publications if (each.accepted_at or 0) > fault.end]
+        since = min((at for at, _ in after if at is not None), default=fault.end)
         for service, mappings in history.services.items():
             for mapping in mappings:
                 if after:
-                    arrived = min((first.get((mapping, each), float("inf")) for each in after), default=float("inf"))
-                    yield from _too_slow(history, fault, mapping, arrived, "a message published after it arrived")
+                    arrived = min(first.get((mapping, each), float("inf")) for _, each in after)
+                    yield from _too_slow(history, fault, mapping, arrived - since, "a message published after it came")
                 running = _running_after(history, fault, service, mapping)
                 if running is not None:
-                    yield from _too_slow(history, fault, mapping, running, "it was running")
+                    yield from _too_slow(history, fault, mapping, running - fault.end, "it was running")
         if not fault.cost.stalls:
             yield from _disturbed(history, fault, first)
 
@@ -68,9 +67,9 @@ def _running_after(history: History, fault: Fault, service: str, mapping: str) -
     return float("inf") if looks and looks[-1].at > fault.end + RECOVERY_SECONDS else None
 
 
-def _too_slow(history: History, fault: Fault, mapping: str, at: float, what: str) -> Iterator[Violation]:
-    if at - fault.end > RECOVERY_SECONDS:
-        when = "never" if at == float("inf") else f"only {at - fault.end:.1f} s later"
+def _too_slow(history: History, fault: Fault, mapping: str, seconds: float, what: str) -> Iterator[Violation]:
+    if seconds > RECOVERY_SECONDS:
+        when = "never" if seconds == float("inf") else f"only {seconds:.1f} s later"
         yield Violation(
             7, f"mapping {mapping} after {fault.name!r}, which ended at {history.clock(fault.end)}: {what} {when}"
         )

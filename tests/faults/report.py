@@ -40,7 +40,7 @@ def _markdown(outcomes: Sequence[Outcome], command: str) -> str:
         "",
         "Each fault hits two services at once, one over MQTT 5, one over 3.1.1, each with a mapping at QoS 1 and one",
         "at QoS 2, under 200 messages a second on 50 topics. Recovery is the time from the end of a fault until every",
-        "mapping has written a message that was published after it. Time lines: [report.html](report.html).",
+        "mapping has written a message that the broker accepted after it. Time lines: [report.html](report.html).",
         "How it works: [programme.md](programme.md). What it found: [findings.md](findings.md).",
         "",
         "| fault | times | recovery, median s | worst s |",

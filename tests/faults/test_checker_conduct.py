@@ -37,7 +37,7 @@ def test_a_recovery_that_takes_too_long_is_found() -> None:
     delayed(history, 5.0, 41.0, MAPPINGS[0])
     (said,) = [text for invariant, text in found(history) if invariant == 7]
     assert "5/qos1 after 'kill -9', which ended at 10.00 s" in said
-    assert "a message published after it arrived only 30.8 s later" in said
+    assert "a message published after it came only 30.8 s later" in said
 
 
 def test_a_mapping_that_runs_too_late_is_found() -> None:

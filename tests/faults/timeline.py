@@ -17,7 +17,7 @@ BUCKET_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class FaultSpan:
-    """A fault, in seconds since the run began; `recovered` is when a message published after it had arrived."""
+    """A fault, in seconds since the run began; `recovered` is when a message accepted after it had arrived."""
 
     name: str
     begin: float
@@ -100,8 +100,8 @@ class Outcome:
 
 
 def _recovered(history: History, end: float) -> float | None:
-    """When every mapping had written a message that was published after this moment."""
-    later = {each.id for each in history.publications if each.sent_at > end and each.accepted_at is not None}
+    """When every mapping had written a message that the broker accepted after this moment."""
+    later = {each.id for each in history.publications if (each.accepted_at or 0) > end}
     first: dict[str, float] = {}
     for each in history.records:
         if each.id in later:
