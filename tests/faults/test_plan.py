@@ -68,7 +68,7 @@ def test_an_outcome_is_kept_as_a_line_of_json() -> None:
     kept = outcome(good(fault=fault(20, 22)))
     assert kept.violations == []
     assert (kept.published, kept.stored, kept.repeats, kept.seconds) == (600, 1_200, 0, 60.0)
-    assert kept.faults[0].recovered == pytest.approx(22.12)
+    assert kept.faults[0].recovered == pytest.approx(22.02)
     assert kept.accepted[:3] == [10, 10, 10]
     assert kept.states == {"5/qos1": [(0.0, "running")], "5/qos2": [(0.0, "running")]}
     assert Outcome.load(json.loads(json.dumps(kept.asdict()))) == kept
