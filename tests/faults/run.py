@@ -274,7 +274,9 @@ class Run:
         return len(states) == len(self.mappings) and all(each.state == "running" for each in states)
 
     def _recovered(self, since: float) -> bool:
-        ready = all(watch.latest.ready.status == httpx.codes.OK for watch in self.watches.values())
+        # As seen since then: a look from before shows what was, and the next fault would come before another.
+        looks = [watch.latest for watch in self.watches.values()]
+        ready = all(look.at > since and look.ready.status == httpx.codes.OK for look in looks)
         return ready and self._all_running() and self._acknowledged_since(since)
 
     def _acknowledged_since(self, at: float) -> bool:
