@@ -11,7 +11,7 @@ SETUP := .venv/.setup-done
 KAFKA := .cache/kafka/.fetched
 TEST_TOOLS := .cache/.test-tools-found
 
-.PHONY: help setup test lint format demo bench bench-full chaos kafka test-tools clean distclean
+.PHONY: help setup test lint format demo bench bench-full chaos chaos-memory kafka test-tools clean distclean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -50,6 +50,9 @@ bench-full: setup test-tools kafka ## The same with more rounds, large backlogs 
 
 chaos: setup test-tools kafka ## The long fault programme, about 3 hours, resumable: ARGS="--seed 1 --filter Kafka --hours 1 --report"
 	$(BIN)/python -m tests.faults $(ARGS)
+
+chaos-memory: setup test-tools kafka ## Memory with Kafka stopped, every combination for 10 minutes: ARGS="--seconds 60"
+	$(BIN)/python -m tests.faults.memory $(ARGS)
 
 test-tools: $(TEST_TOOLS) # Mosquitto, Java and Maven, from apt where that is possible
 
