@@ -22,8 +22,12 @@ $(SETUP): uv.lock pyproject.toml scripts/ensure-uv.sh
 	uv="$$(PYTHON=$(PYTHON) sh scripts/ensure-uv.sh)" && "$$uv" sync --locked --all-groups
 	@touch $@
 
+# Most tests wait most of the time, for brokers and time limits; each worker has brokers of its own.
+WORKERS ?= 3
+
 test: setup test-tools kafka lint ## Everything CI wants: linters, types, layers, and all tests with coverage
-	$(BIN)/pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=95 --core-fail-under=100 $(ARGS)
+	$(BIN)/pytest --numprocesses=$(WORKERS) --dist=worksteal \
+		--cov --cov-report=term-missing:skip-covered --cov-fail-under=95 --core-fail-under=100 $(ARGS)
 
 lint: setup ## ruff, mypy and import-linter
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import coverage
 import pytest
+import xdist
 
 from tests.brokers import Kafka, KafkaCluster, Mosquitto, MqttBroker
 from tests.brokers.process import accepts
@@ -49,7 +50,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     """
     result = yield
     needed = session.config.getoption("--core-fail-under")
-    if needed and not session.config.option.collectonly:
+    if needed and not session.config.option.collectonly and not xdist.is_xdist_worker(session):
         measured = coverage.Coverage()
         measured.load()
         report = io.StringIO()
