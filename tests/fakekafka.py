@@ -15,6 +15,8 @@ from aiokafka.errors import KafkaError, for_code
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
+from server.kafka import sink
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -89,7 +91,8 @@ class FakeKafka:
     sinks: int = 1
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeKafka:
-        """Take the place of aiokafka in the sink."""
+        """Take the place of aiokafka in the sink; one at a time, or what ends last would leave the other's fake behind."""
+        assert not issubclass(sink.Producer, FakeProducer), "another FakeKafka has this place"
         kafka = self
 
         class Producer(FakeProducer):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import tempfile
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ import psutil
 import typer
 
 from tests.brokers import MqttBroker
-from tests.fakebroker import PINGREQ, PINGRESP, SUBSCRIBE, Dialect, Peer, client_id, fake_broker
+from tests.fakebroker import PINGREQ, PINGRESP, SUBSCRIBE, Dialect, Peer, fake_broker
 from tests.faults.mock_kafka import MockKafka
 from tests.forwarding import check_books
 from tests.service import Service
@@ -35,6 +36,7 @@ RECEIVE_MAXIMUM = 65_534
 _LOOK_SECONDS = 0.2
 _READ_BYTES = 256 * 1024  # what uvloop reads at once
 _BLOCK_BYTES = 64 * 1024
+_PACKET_BYTES = 12  # of a PUBLISH without its payload
 _DIALECT = Dialect("5")
 
 
@@ -73,7 +75,7 @@ async def endless_broker(payload: bytes, qos: int, begin: asyncio.Event) -> Asyn
 
 
 async def _serve(peer: Peer, payload: bytes, qos: int, begin: asyncio.Event) -> None:
-    name = client_id(await peer.next_packet())
+    await peer.next_packet()
     peer.write(_DIALECT.connack())
     sending: asyncio.Task[None] | None = None
     try:
@@ -81,7 +83,7 @@ async def _serve(peer: Peer, payload: bytes, qos: int, begin: asyncio.Event) -> 
             asked = await peer.next_packet()
             if asked.kind == SUBSCRIBE:
                 peer.write(_DIALECT.suback(asked.packet_id, qos))
-                sending = asyncio.create_task(_send(peer, f"{name}/topic", payload, qos, begin))
+                sending = asyncio.create_task(_send(peer, payload, qos, begin))
             elif asked.kind == PINGREQ:
                 peer.write(PINGRESP)
     except (ConnectionError, asyncio.CancelledError):
@@ -91,13 +93,21 @@ async def _serve(peer: Peer, payload: bytes, qos: int, begin: asyncio.Event) -> 
             sending.cancel()
 
 
-async def _send(peer: Peer, topic: str, payload: bytes, qos: int, begin: asyncio.Event) -> None:
+async def _send(peer: Peer, payload: bytes, qos: int, begin: asyncio.Event) -> None:
     """Send as a broker with a long queue does: as much at once as TCP takes."""
     await begin.wait()
-    ids = itertools.count(1) if qos == 0 else iter(range(1, RECEIVE_MAXIMUM + 1))
-    while block := list(itertools.islice(ids, max(1, _BLOCK_BYTES // (len(payload) + len(topic))))):
-        peer.write(*(_DIALECT.publish(topic, payload, qos=qos, packet_id=1 + n % RECEIVE_MAXIMUM) for n in block))
+    size = max(1, _BLOCK_BYTES // (len(payload) + _PACKET_BYTES))
+    for first in itertools.count(1, size) if qos == 0 else range(1, RECEIVE_MAXIMUM + 1, size):
+        peer.write(_block(payload, qos, 0 if qos == 0 else first, size))
         await peer.flushed()
+        await asyncio.sleep(0)  # what fits in TCP's buffers is written without a wait, and others have a turn
+
+
+@functools.lru_cache(maxsize=64)
+def _block(payload: bytes, qos: int, first: int, size: int) -> bytes:
+    """PUBLISH packets with ids from `first` on: the same for all connections, for 200 at once would take long."""
+    ids = range(first, min(first + size, RECEIVE_MAXIMUM + 1))
+    return b"".join(_DIALECT.publish("topic", payload, qos=qos, packet_id=packet_id) for packet_id in ids)
 
 
 def alone(payload: int) -> int:

@@ -326,7 +326,6 @@ async def test_a_store_that_fails_later_leaves_what_runs_alone_and_the_health_sa
         monkeypatch.undo()
         await until(lambda: plant.supervisor.health().store_error is None)
         await plant.create("b")
-        kafka.install(monkeypatch)
         await plant.reach("b", State.RUNNING)
 
 
