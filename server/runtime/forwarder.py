@@ -41,6 +41,8 @@ _log = structlog.get_logger()
 
 # Together with ending the producer (4 s at most) and leaving (3 s) within the 15 s that DRAINING may last.
 DRAIN_SECONDS = 8.0
+# A reason whose details change all the time (addresses, what aiokafka says just now) is logged once in this time.
+_SAME_REASON_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class Forwarder:
         self._mqtt_reason: Reason | None = None
         self._kafka_reason: Reason | None = None
         self._not_running_since: float | None = -math.inf
+        self._logged: dict[str, float] = {}  # reasons in this state, and when
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -255,12 +258,20 @@ class Forwarder:
         self.reason = self._trouble if self.state is State.DRAINING else reason
         if self.state is not before:
             self.since = datetime.now(UTC)
+            self._logged.clear()
         if self.state is State.RUNNING:
             self._not_running_since = None
         elif before is State.RUNNING:
             self._not_running_since = time.monotonic()
         if reason is not None:
             self.last_error = Trouble(datetime.now(UTC), reason)
+        self._log(reason)
+
+    def _log(self, reason: Reason | None) -> None:
+        now, code = time.monotonic(), reason.code if reason else ""
+        if now - self._logged.get(code, -math.inf) < _SAME_REASON_SECONDS:
+            return
+        self._logged[code] = now
         log = {State.RETRYING: _log.warning, State.FAILED: _log.error}.get(self.state, _log.info)
         detail = {"reason": reason.code, "detail": reason.detail} if reason else {}
         log("mapping_" + self.state.value, mapping=self.name, **detail)

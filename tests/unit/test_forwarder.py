@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import structlog
 from aiokafka.errors import KafkaConnectionError
 
 from server.core.kafka_options import translate
@@ -171,6 +172,27 @@ async def test_a_side_that_does_not_answer_is_named_after_some_seconds(mqtt: Fak
         await line.reach(State.RETRYING, "kafka_stalled")
         kafka.start_hangs = False
         await line.reach(State.RUNNING)
+
+
+@in_virtual_time
+async def test_a_reason_whose_details_change_is_logged_once_a_minute_and_shown_as_it_is(
+    mqtt: FakeMqtt, kafka: FakeKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Watch, "_stall_reason", lambda *_: Reason("kafka_stalled", f"silent at {now():.1f}"))
+    with structlog.testing.capture_logs() as logs:
+        async with forwarding(mqtt, kafka) as line:
+            await line.reach(State.RUNNING)
+            kafka.judge = lambda _: STALL
+            line.send(b"1")
+            await line.reach(State.RETRYING, "kafka_stalled")
+            began, seen = now(), set()
+            while now() < began + 15:
+                assert line.forwarder.reason is not None
+                seen.add(line.forwarder.reason.detail)
+                await asyncio.sleep(0.5)
+            assert len(seen) > 10
+            retrying = [entry["reason"] for entry in logs if entry["event"] == "mapping_retrying"]
+            assert retrying == ["kafka_stalled"]
 
 
 @in_virtual_time

@@ -74,6 +74,12 @@ def test_a_replay_that_begins_with_the_oldest_unacknowledged_message_is_believed
     assert again(shown(), ids(10, 56)).opened_by(10, duplicate=True)
 
 
+def test_without_a_word_of_how_the_last_connection_ended_nothing_is_believed() -> None:
+    numbering = shown()
+    numbering.connected(resumed=True)
+    assert not numbering.opened_by(10, duplicate=True)
+
+
 def test_a_replay_may_begin_with_what_was_acknowledged_and_not_seen_so_by_the_broker() -> None:
     assert again(shown(), ids(10, 56)).opened_by(2, duplicate=True)
 
