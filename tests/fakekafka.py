@@ -16,6 +16,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
 from server.kafka import sink
+from server.kafka.producer import Producer as RealProducer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -91,8 +92,8 @@ class FakeKafka:
     sinks: int = 1
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> FakeKafka:
-        """Take the place of aiokafka in the sink; one at a time, or what ends last would leave the other's fake behind."""
-        assert not issubclass(sink.Producer, FakeProducer), "another FakeKafka has this place"
+        """Take the place of aiokafka in the sink; one at a time: of two, the last to end would leave a fake behind."""
+        assert sink.__dict__["Producer"] is RealProducer, "another FakeKafka has this place"
         kafka = self
 
         class Producer(FakeProducer):
