@@ -117,11 +117,13 @@ def _spare_the_collector() -> None:
     """Let the garbage collector look at what is new, and seldom.
 
     A message is several objects that live for a round trip; with Python's defaults the collector walks through all of
-    them, and all the libraries, again and again: it took more than half of the CPU time of a drain.
+    them, and all the libraries, again and again: it took more than half of the CPU time of a drain. A mapping's memory
+    holds some 30,000 messages with two lists each (the codec's), so with this threshold most are gone before the
+    collector comes; with 10,000 it still took 0.5 µs of the 3.1 that a message costs.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 20, 100)
+    gc.set_threshold(50_000, 20, 100)
 
 
 class _Server(uvicorn.Server):

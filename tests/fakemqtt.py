@@ -154,6 +154,7 @@ class FakeConnection:
         """The broker sends these."""
         assert self.is_open
         self.receiver.received(messages, sum(len(message.payload) + 400 for message in messages))
+        self.receiver.all_received()
 
     def count_up(self) -> int:
         """Show that packet ids are counted up, if these are acknowledged at once; returns the last one used."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from server.core.acks import Arrival, Delivery
     from server.core.lifecycle import Reason
     from server.core.mapping import Mapping
-    from server.kafka.lanes import Entry, Flight, Lane
+    from server.kafka.lanes import Flight, Lane
 
 MAX_ROUTES = 10_000
 
@@ -45,7 +45,7 @@ class Outbox:
         """
         self._number += 1
         routes = self._routes
-        groups: dict[Lane | None, list[Entry]] = {}
+        groups: dict[Lane | None, tuple[list[Route], list[Delivery]]] = {}
         lane: Lane | None
         unmappable: list[tuple[Delivery, str]] = []
         for message in messages:
@@ -60,11 +60,12 @@ class Outbox:
                     continue
             group = groups.get(lane)
             if group is None:
-                group = groups[lane] = []
-            group.append((route, message))
-        for target, entries in groups.items():
+                group = groups[lane] = ([], [])
+            group[0].append(route)
+            group[1].append(message)
+        for target, (of_lane, to_send) in groups.items():
             arrival.open_parts += 1
-            chunk = Chunk(arrival, entries, self._number)
+            chunk = Chunk(arrival, of_lane, to_send, self._number)
             if target is None:
                 self.main.waiting.append(chunk)
             else:
@@ -83,7 +84,7 @@ class Outbox:
         topic = self.topics.setdefault(name, Topic(name, self._place))
         self._number += 1
         arrival.open_parts += 1
-        chunk = Chunk(arrival, [(route, message)], self._number, dead_letter=True)
+        chunk = Chunk(arrival, [route], [message], self._number, dead_letter=True)
         if topic.accepts:
             self._enqueue(topic.lane(route), chunk)
         else:
@@ -124,13 +125,13 @@ class Outbox:
         chunk = lane.queue[0]
         chunk.start += 1
         self.queued -= 1
-        if chunk.start == len(chunk.entries):
+        if chunk.start == len(chunk.messages):
             lane.queue.popleft()
 
     def unsent(self) -> list[tuple[Arrival[Any], Delivery]]:
         """Every message in it, with its arrival."""
         chunks = [chunk for topic in self.topics.values() for chunk in topic.queued()]
-        return [(chunk.arrival, message) for chunk in chunks for _, message in chunk.entries[chunk.start :]]
+        return [(chunk.arrival, message) for chunk in chunks for message in chunk.messages[chunk.start :]]
 
     def _route(self, mqtt_topic: str) -> tuple[Route, Lane | None]:
         """The route of an MQTT topic, and its lane if its partition is known."""
@@ -145,6 +146,6 @@ class Outbox:
 
     def _enqueue(self, lane: Lane, chunk: Chunk) -> None:
         lane.queue.append(chunk)
-        self.queued += len(chunk.entries)
+        self.queued += len(chunk.messages)
         if lane.flight is None:
             self.ready[lane] = None

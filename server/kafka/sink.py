@@ -335,7 +335,7 @@ class Sink:
 
     def _finish(self, chunk: Chunk, records: int) -> None:
         chunk.done += records
-        if chunk.done == len(chunk.entries):
+        if chunk.done == len(chunk.messages):
             self._window.confirm(chunk.arrival)
 
     def _progressed(self) -> None:
@@ -363,7 +363,7 @@ class Sink:
                 return False
             chunk, index = flight.first()
             if failure.too_large and not self._compresses:  # Kafka's limit is for what is compressed
-                route, message = chunk.entries[index]
+                route, message = chunk.routes[index], chunk.messages[index]
                 size = size_of(route.key, route.value(message.payload), route.headers)
                 self._outbox.topics[lane.topic].learn_limit(size, time.monotonic())
             lane.end_search()
@@ -380,7 +380,7 @@ class Sink:
 
     def _poison(self, lane: Lane, chunk: Chunk, index: int, reason: Reason) -> None:
         """Deal with the record at the front of the lane as `on_poison` says."""
-        route, message = chunk.entries[index]
+        route, message = chunk.routes[index], chunk.messages[index]
         if chunk.dead_letter:
             self._fatal = Reason(
                 "dead_letter_refused",

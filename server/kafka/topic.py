@@ -10,8 +10,8 @@ from server.kafka.lanes import Chunk, Lane
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from server.core.acks import Delivery
     from server.core.record import Route
-    from server.kafka.lanes import Entry
 
 LEARNT_LIMIT_SECONDS = 300.0
 
@@ -73,20 +73,22 @@ class Topic:
         placed = []
         waiting, self.waiting = self.waiting, []
         for chunk in waiting:
-            groups: dict[Lane, list[Entry]] = {}
-            for entry in chunk.entries[chunk.start :]:
-                groups.setdefault(self.lane(entry[0]), []).append(entry)
-            chunk.arrival.open_parts += len(groups) - 1
+            parts: dict[Lane, tuple[list[Route], list[Delivery]]] = {}
+            for route, message in zip(chunk.routes[chunk.start :], chunk.messages[chunk.start :], strict=True):
+                routes, messages = parts.setdefault(self.lane(route), ([], []))
+                routes.append(route)
+                messages.append(message)
+            chunk.arrival.open_parts += len(parts) - 1
             placed += [
-                (lane, Chunk(chunk.arrival, entries, chunk.number, dead_letter=chunk.dead_letter))
-                for lane, entries in groups.items()
+                (lane, Chunk(chunk.arrival, routes, messages, chunk.number, dead_letter=chunk.dead_letter))
+                for lane, (routes, messages) in parts.items()
             ]
         return placed
 
     @property
     def queued_records(self) -> int:
         """How many records are placed and not in flight."""
-        return sum(len(chunk.entries) - chunk.start for lane in self.lanes.values() for chunk in lane.queue)
+        return sum(len(chunk.messages) - chunk.start for lane in self.lanes.values() for chunk in lane.queue)
 
     def queued(self) -> list[Chunk]:
         """Everything that is not in flight."""

@@ -105,7 +105,10 @@ class Receiver(Protocol):
         """The broker accepted; called before any message is handed over."""
 
     def received(self, messages: Sequence[Message], size: int) -> None:
-        """Messages in receive order that hold `size` bytes."""
+        """Messages in receive order that hold `size` bytes; a read may bring them in several parts."""
+
+    def all_received(self) -> None:
+        """All messages of a read, if there were any, are handed over."""
 
     def discarded(self, messages: Sequence[Message]) -> None:
         """Messages that came while the connection is left; they are never acknowledged."""

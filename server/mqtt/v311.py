@@ -212,6 +212,7 @@ class Connection(BaseConnection):
                 self._hand_over_read()
                 self._receiver.receiving(total - offset)
         self._hand_over_read()
+        self._receiver.all_received()
         if offset < total and self._ending is None:
             self.keep(memoryview(data)[offset:])
 

@@ -115,6 +115,7 @@ class Connection(BaseConnection, asyncio.Protocol):
             if len(packets) < SLICE_PACKETS:
                 break
             self._receiver.receiving(total - offset)
+        self._receiver.all_received()
         if offset < total:
             self.keep(memoryview(data)[offset:])
 

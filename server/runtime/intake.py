@@ -38,6 +38,7 @@ class Intake:
         self._pace = Pace(rest, 1)
         self._resting = False
         self._unacknowledged = 0
+        self._read_messages = self._read_bytes = 0  # so far, of a read that comes in parts
         self._sink: Sink | None = None
         self._connection: Connection | None = None
         self._numbering = Numbering()
@@ -66,7 +67,7 @@ class Intake:
         self._unreleased = request.unreleased
         self._pace = Pace(self._rest, request.receive_maximum)
         self._resting = False
-        self._unacknowledged = 0
+        self._unacknowledged = self._read_messages = self._read_bytes = 0
         self._resumed = connection.granted.session_present
         self._paused = False
         self._numbering.connected(resumed=self._resumed)
@@ -127,7 +128,7 @@ class Intake:
     # --- messages in ------------------------------------------------------------------------------------------------
 
     def received(self, messages: Sequence[Message], size: int) -> None:
-        """Take messages in receive order that hold `size` bytes."""
+        """Take messages in receive order that hold `size` bytes; `all_received` follows the last ones of a read."""
         self._receiving = 0
         if self._sink is None or self._closed:
             self.discarded(messages, durable=bool(self._client_id))
@@ -136,6 +137,8 @@ class Intake:
         self.last_message_at = time.time()
         arrival = self.window.arrive(messages, size, time.monotonic(), kept=bool(self._client_id))
         self._unacknowledged += len(messages)
+        self._read_messages += len(messages)
+        self._read_bytes += size
         fresh = messages
         if self._numbering.replaying or self.window.candidates or self.owed or self.copies or self._unreleased:
             fresh = self._sift(arrival, messages)
@@ -148,7 +151,15 @@ class Intake:
         if not arrival.open_parts:  # all of it copies, redeliveries, or dropped: no confirmation will come
             self.acknowledge_due()
         self._press()
-        rest = self._pace.read(len(messages), size, self._unacknowledged, arrival.at)
+
+    def all_received(self) -> None:
+        """A read is taken in: see whether to rest before the next."""
+        messages, size = self._read_messages, self._read_bytes
+        if not messages:
+            return
+        self._read_messages = self._read_bytes = 0
+        in_flight = self._unacknowledged + len(self._unreleased)  # PUBREC does not make room in the broker's window
+        rest = self._pace.read(messages, size, in_flight, time.monotonic())
         if rest and self._connection is not None:
             self._resting = True
             self._connection.rest(rest, self._rested)

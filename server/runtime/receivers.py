@@ -21,6 +21,9 @@ class Nobody:
     def received(self, messages: Sequence[Message], size: int) -> None:
         """Nothing is taken, nothing acknowledged."""
 
+    def all_received(self) -> None:
+        """Nothing was."""
+
     def discarded(self, messages: Sequence[Message]) -> None:
         """The same."""
 
@@ -59,6 +62,10 @@ class Reading:
     def received(self, messages: Sequence[Message], size: int) -> None:
         """Take them in."""
         self.intake.received(messages, size)
+
+    def all_received(self) -> None:
+        """See how to go on."""
+        self.intake.all_received()
 
     def discarded(self, messages: Sequence[Message]) -> None:
         """Account for what comes while leaving."""

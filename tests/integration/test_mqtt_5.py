@@ -69,6 +69,7 @@ class Collector:
         self.acknowledged: list[Message] = []
         self.discards: list[Message] = []
         self.on_the_way: list[int] = []
+        self.whole_reads: list[int] = []  # messages, after each
         self._to_acknowledge = acknowledge
         self._changed = asyncio.Event()
 
@@ -89,6 +90,9 @@ class Collector:
             self.connection.acknowledge(due)
             self.acknowledged += due
         self._changed.set()
+
+    def all_received(self) -> None:
+        self.whole_reads.append(len(self.messages))
 
     def discarded(self, messages: Sequence[Message]) -> None:
         self.discards += messages
@@ -594,6 +598,16 @@ async def test_a_receiver_that_has_enough_gets_the_rest_of_a_read_when_reading_g
         assert [message.packet_id for message in receiver.messages] == list(range(1, count + 1))
         assert receiver.on_the_way[0] > 0, "what is kept undecoded is counted"
         connection.abort()
+
+
+async def test_after_a_read_that_comes_in_parts_the_receiver_hears_once_that_it_has_all(version: Version) -> None:
+    async with version.faked() as (_, collector, peer):
+        count = 2 * base.SLICE_PACKETS + 1
+        peer.write(*(version.speak.publish("a", packet_id=n + 1) for n in range(count)))
+        await collector.wait(count)
+        await until(lambda: collector.whole_reads[-1:] == [count])
+        assert len(collector.reads) == 3
+        assert collector.whole_reads == [0, count]  # CONNACK came alone
 
 
 async def test_of_a_large_message_on_its_way_the_receiver_hears_how_much_is_held(version: Version) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import time
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -14,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from server.core.acks import CANDIDATE_BYTES, Fingerprint
 from server.core.connections import MqttConnection
 from server.core.numbering import ENOUGH
-from server.core.pace import Pace
+from server.core.pace import FULL_READS, LARGE_READ, TRIAL_SECONDS, Pace
 from server.core.subscription import CopyFilter, Subscription
 from server.core.topics import matches
 from server.mqtt.port import Granted, SessionRequest
@@ -167,6 +170,7 @@ class Rig:
 
     def receive(self, *messages: Message, size: int = 10) -> None:
         self.intake.received(cast("Sequence[PortMessage]", messages), size)
+        self.intake.all_received()
 
     def give_up(self) -> None:
         """What a forwarder does when its pipeline ends."""
@@ -211,6 +215,46 @@ def test_while_the_reader_rests_acknowledgements_wait_for_the_end_of_it() -> Non
     rested()
     assert rig.connection.acknowledged == [Message(1)]
     rig.intake.progressed()
+
+
+def test_a_read_that_comes_in_parts_is_one_read_to_the_pace() -> None:
+    """It was large: that its last part is small is no reason to rest."""
+    rig = Rig(rest=0.004, budget=10 * LARGE_READ)
+    for packet_id, size in ((1, LARGE_READ), (2, 10)):
+        rig.intake.received([cast("PortMessage", Message(packet_id))], size)
+        assert rig.connection.rests == []
+    rig.intake.all_received()
+    assert rig.connection.rests == []
+    rig.receive(Message(3))
+    assert len(rig.connection.rests) == 1
+
+
+def test_a_read_without_messages_is_none_to_the_pace() -> None:
+    rig = Rig(rest=0.004)
+    rig.intake.all_received()
+    assert rig.connection.rests == []
+
+
+def test_in_a_small_window_at_qos_2_what_is_not_released_counts_as_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PUBREC makes no room in the broker's window, PUBCOMP does: reads bring few messages, and the window is full."""
+    unreleased: set[int] = set()
+    rig, ids, clock = Rig(rest=0.004), itertools.count(1), itertools.count(1.0, TRIAL_SECONDS)
+    monkeypatch.setattr("server.runtime.intake.time", SimpleNamespace(monotonic=lambda: next(clock), time=time.time))
+    rig.connect(unreleased=unreleased)
+    rested = []
+    for count in (50, *[1, 2, 3] * FULL_READS):
+        received = [Message(packet_id, qos=2) for packet_id in itertools.islice(ids, count)]
+        unreleased.clear()
+        unreleased.update(range(60_000, 60_050 - count))
+        rig.receive(*received)
+        rig.sink.confirm(progress=False)
+        rested.append(bool(rig.connection.rests))
+        for _, over in rig.connection.rests:
+            over()
+        rig.intake.progressed()
+        rig.connection.rests.clear()
+    assert rested[:FULL_READS] == [True] * FULL_READS
+    assert False in rested
 
 
 def test_memory_that_a_rest_held_is_free_for_reading_after_it() -> None:

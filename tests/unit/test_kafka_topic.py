@@ -35,6 +35,10 @@ def _entry(key: str, number: int) -> tuple[Route, Message]:
     return Route(key, name, name, [], None), Message(key, b"%d" % number)
 
 
+def _chunk(arrival: Arrival[Any], records: list[tuple[Route, Message]], number: int) -> Chunk:
+    return Chunk(arrival, [route for route, _ in records], [message for _, message in records], number)
+
+
 def _arrival() -> Arrival[Any]:
     return Arrival((), 0, 0.0)
 
@@ -42,7 +46,7 @@ def _arrival() -> Arrival[Any]:
 def _waiting(topic: Topic, *keys: str, number: int = 1) -> Chunk:
     arrival = _arrival()
     arrival.open_parts += 1
-    chunk = Chunk(arrival, [_entry(key, index) for index, key in enumerate(keys)], number)
+    chunk = _chunk(arrival, [_entry(key, index) for index, key in enumerate(keys)], number)
     topic.waiting.append(chunk)
     return chunk
 
@@ -67,10 +71,10 @@ def test_what_waited_is_placed_once_the_partitions_are_known() -> None:
     assert topic.accepts
     placed = topic.place_waiting()
     assert topic.waiting == []
-    assert sum(len(part.entries) for _, part in placed) == 4
+    assert sum(len(part.messages) for _, part in placed) == 4
     assert chunk.arrival.open_parts == 1 + len(placed)
     for lane, part in placed:
-        assert {_place(route.placement, 3) for route, _ in part.entries} == {lane.partition}
+        assert {_place(route.placement, 3) for route in part.routes} == {lane.partition}
         assert part.number == chunk.number
 
 
@@ -80,7 +84,7 @@ def test_only_what_is_left_of_a_chunk_is_placed_and_a_dead_letter_stays_one() ->
     chunk.start = chunk.done = 1
     chunk.dead_letter = True
     [(_, part)] = topic.place_waiting()
-    assert [route.topic for route, _ in part.entries] == ["b", "c"]
+    assert [route.topic for route in part.routes] == ["b", "c"]
     assert part.dead_letter
 
 
@@ -190,18 +194,18 @@ class OneByOne:
         for partition, entries in groups.items():
             arrival.open_parts += 1
             queue = self.topic.waiting if partition is None else self.topic.lanes[partition].queue
-            queue.append(Chunk(arrival, entries, len(self.arrivals)))
+            queue.append(_chunk(arrival, entries, len(self.arrivals)))
 
     def send(self) -> bool:
         lane = max(self.topic.lanes.values(), key=lambda lane: len(lane.queue), default=None)
         if lane is None or not lane.queue:
             return False
         chunk = lane.queue[0]
-        route, message = chunk.entries[chunk.start]
+        route, message = chunk.routes[chunk.start], chunk.messages[chunk.start]
         self.written[route.topic].append(message.payload)
         chunk.start += 1
         chunk.done += 1
-        if chunk.done == len(chunk.entries):
+        if chunk.done == len(chunk.messages):
             chunk.arrival.open_parts -= 1
             lane.queue.popleft()
         return True

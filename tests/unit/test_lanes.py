@@ -39,7 +39,7 @@ def _batch(size: int = 1_000_000) -> Any:
 
 
 def _chunk(*payloads: bytes, number: int = 1, route: Route = _ROUTE) -> Chunk:
-    return Chunk(Arrival((), 0, 0.0), [(route, Message(payload)) for payload in payloads], number)
+    return Chunk(Arrival((), 0, 0.0), [route] * len(payloads), [Message(payload) for payload in payloads], number)
 
 
 def _lane(*chunks: Chunk) -> Lane:
@@ -196,10 +196,10 @@ class LaneMachine(RuleBasedStateMachine):
         if flight is None:
             assert (poison is None) == (not self.expected)
             if poison is not None:
-                assert chunk.entries[index][1].payload == self.expected.pop(0)
+                assert chunk.messages[index].payload == self.expected.pop(0)
                 chunk.start = index + 1
                 chunk.done += 1
-                if chunk.start == len(chunk.entries):
+                if chunk.start == len(chunk.messages):
                     self.lane.queue.popleft()
             return
         values = _values(flight)
@@ -221,7 +221,7 @@ class LaneMachine(RuleBasedStateMachine):
     @rule()
     def take_back(self) -> None:
         self.lane.take_back()
-        left = [message.payload for chunk in self.lane.queue for _, message in chunk.entries[chunk.start :]]
+        left = [message.payload for chunk in self.lane.queue for message in chunk.messages[chunk.start :]]
         assert left == self.expected
         assert all(chunk.start == chunk.done for chunk in self.lane.queue)
 
