@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import inspect
+from sqlalchemy import column, inspect, select, table
 
 from server.store.errors import StoreError
 
@@ -21,15 +16,7 @@ _PACKAGED = Path(__file__).with_name("migrations")
 # A wheel carries the migrations inside the package; a checkout has them at its top.
 MIGRATIONS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).resolve().parents[2] / "migrations"
 
-# Alembic keeps what it works on in module globals, so two stores of one process must take turns.
-_alembic = threading.Lock()
-
-
-def alembic_config(folder: Path) -> Config:
-    """Alembic's configuration for the migrations in `folder`, in code, so that no alembic.ini has to be found."""
-    config = Config()
-    config.set_main_option("script_location", str(folder).replace("%", "%%"))
-    return config
+_VERSION = table("alembic_version", column("version_num"))
 
 
 def migrate(connection: Connection, name: str) -> None:
@@ -41,22 +28,26 @@ def migrate(connection: Connection, name: str) -> None:
     Raises:
         StoreError: a newer version, or another program, has written the database.
     """
-    config = alembic_config(MIGRATIONS)
-    scripts = ScriptDirectory.from_config(config)
-    current = MigrationContext.configure(connection).get_current_heads()
-    known = {script.revision for script in scripts.walk_revisions()}
-    if unknown := set(current) - known:
+    tables = set(inspect(connection).get_table_names())
+    current = set(connection.scalars(select(_VERSION.c.version_num))) if _VERSION.name in tables else set()
+    known = _revisions(MIGRATIONS)
+    if unknown := current - set(known):
         raise StoreError(
             f"the store {name} was written by a newer version of the service (its schema is {', '.join(unknown)});"
             " run that version, or name another file in the store's URL"
         )
-    if not current and (others := set(inspect(connection).get_table_names()) - {"alembic_version"}):
+    if not current and (others := tables - {_VERSION.name}):
         raise StoreError(
             f"the store {name} is another program's database (it has the table {min(others)});"
             " name another file in the store's URL"
         )
-    if set(current) == set(scripts.get_heads()):
+    if current == {known[-1]}:
         return
-    with _alembic:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    from server.store.upgrade import upgrade  # noqa: PLC0415 - alembic takes 11 MB, which only this start needs
+
+    upgrade(connection, MIGRATIONS)
+
+
+def _revisions(folder: Path) -> list[str]:
+    """The revisions in order: `versions/v0001_first_tables.py` is 0001."""
+    return sorted(path.name[1:5] for path in (folder / "versions").glob("v*.py"))
