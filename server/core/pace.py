@@ -6,7 +6,7 @@ meanwhile is read, and sent, together. A message waits for half a rest on averag
 time does not wait at all.
 
 But a rest is time that a broker with a small window waits for its acknowledgements in (HiveMQ keeps 50 messages in
-flight, Mosquitto 20 by default): one window a rest is all that would come. That shows: after read upon read exactly as
+flight, Mosquitto 20 by default): one window a rest is all that would come. That shows: after read upon read nearly as
 many messages are in flight as at the most. Then it is tried whether more comes without resting, and if so there are no
 rests while the window keeps filling up. A trial that brought nothing makes the next one rarer: devices that send in
 step look alike.
@@ -17,8 +17,11 @@ from __future__ import annotations
 # Messages that hold so much (bytes, with what keeping them costs) are worth a request of their own: some 32 KiB of 200
 # byte payloads on the wire. Resting after each would limit the rate to a socket's buffer a rest.
 LARGE_READ = 96 * 1024
-# So many reads that leave just the most in flight look like a window; with trials in vain it takes more.
+# A read that leaves so much of the most in flight looks like a full window: at QoS 2 a message or two are on their way.
+FULL = 7 / 8
+# So many such reads are worth a trial; each trial in vain makes it more.
 FULL_READS = 8
+MORE_FULL_READS = 4
 MOST_FULL_READS = 2_048
 # How long it takes to see what a rate is (seconds), and how much more must come without rests.
 TRIAL_SECONDS = 0.05
@@ -49,7 +52,7 @@ class Pace:
         if in_flight > self._most:
             self._most = in_flight
             self._measure(now)
-        elif in_flight == self._most:
+        elif in_flight >= FULL * self._most:
             self._full += 1
         seconds = now - self._since
         if self._rate is not None:
@@ -72,7 +75,7 @@ class Pace:
             self._full_enough = FULL_READS
             return 0.0
         self._rate = None
-        self._full_enough = min(MOST_FULL_READS, self._full_enough * 2)
+        self._full_enough = min(MOST_FULL_READS, self._full_enough * MORE_FULL_READS)
         return self._rest
 
     def _measure(self, now: float) -> None:

@@ -80,6 +80,13 @@ def test_devices_that_send_in_step_are_read_with_rests_though_they_look_like_a_w
     assert reads < 1.15 / REST
 
 
+def test_a_window_that_is_never_quite_full_is_seen_too() -> None:
+    """At QoS 2 some of it is on its way between PUBREC and PUBCOMP, and reads find more or less of that."""
+    pace = Pace(REST, 65_534)
+    rests = [pace.read(1, 600, in_flight, n * REST) for n, in_flight in enumerate([50, *[49, 3, 48, 9] * 10])]
+    assert 0.0 in rests
+
+
 def test_when_the_window_is_not_filled_any_more_it_rests_again() -> None:
     pace = Pace(REST, 65_534)
     Broker(20, None).run(pace, 1.0)
