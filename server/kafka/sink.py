@@ -26,7 +26,7 @@ from server.kafka.outbox import Outbox
 from server.kafka.partitioners import partitioner
 from server.kafka.producer import Producer, classify
 from server.kafka.tls import ConfigurationError
-from server.kafka.watch import LOOK_SECONDS, Watch
+from server.kafka.watch import Watch
 from server.tasks import to_the_end
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class Sink:
                 flight = self._build(lane, producer, now)
                 if flight is not None:
                     await self._dispatch(producer, flight)
-        self._look_within(LOOK_SECONDS)
+        self._look_within(self._watch.patience)
 
     def _build(self, lane: Lane, producer: Producer, now: float) -> Flight | None:
         limit = self._outbox.topics[lane.topic].limit(self._cluster.options.record_limit or DEFAULT_RECORD_LIMIT, now)

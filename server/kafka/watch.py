@@ -107,6 +107,11 @@ class Watch:
             return LOOK_SECONDS
         return max(LOOK_SECONDS, self._metadata_asked + self._idle_seconds() - now)
 
+    @property
+    def patience(self) -> float:
+        """How long after a batch was sent nothing can be seen of it but its answer (seconds)."""
+        return STALL_SECONDS
+
     def _idle_seconds(self) -> float:
         """How often to ask for metadata while nothing flows: all sinks together, not too often."""
         return max(_IDLE_METADATA_SECONDS, self._cluster.sinks / _IDLE_METADATA_PER_SECOND)
