@@ -1,4 +1,4 @@
-"""With Kafka stopped and publishers that never end, the service keeps to its budgets (design.md, invariant 6)."""
+"""With Kafka stopped and publishers without end, the service keeps to its budgets for a minute (design.md, 6)."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ if TYPE_CHECKING:
 async def test_without_kafka_memory_stays_within_the_budgets(
     tmp_path: Path, payload: int, qos: int, mappings: int
 ) -> None:
-    peak = await memory_run(tmp_path, payload=payload, qos=qos, mappings=mappings, seconds=3.0)
+    peak = await memory_run(tmp_path, payload=payload, qos=qos, mappings=mappings, seconds=60.0)
     assert peak.received > 0
     assert peak.private <= peak.allowed, peak
