@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
 POLL = 0.02
 LOG_TAIL = 40
 # Below Linux's ephemeral range (32768-60999), so that no outgoing connection takes a port between choosing and using.
 PORTS = range(20_000, 32_000)
+_RANDOM = random.SystemRandom()  # hypothesis seeds the other one, the same way in all workers
 
 # Becomes the command after asking the kernel to kill it when the thread that started it ends. A wrapper instead of
 # preexec_fn, which may deadlock in a process with threads.
@@ -40,10 +43,43 @@ class BrokerError(RuntimeError):
     """A process did not do what a test needs; the message carries the end of its log."""
 
 
+class _Claims:
+    """The ports this process may use; no other process of the tests gets them while it lives.
+
+    Between choosing a port and listening on it seconds may pass: that of a proxy is in its broker's configuration.
+    """
+
+    def __init__(self) -> None:
+        self._own: set[int] = set()
+        self._file: BinaryIO | None = None
+
+    def claim(self, port: int) -> bool:
+        """Whether nobody has claimed it before."""
+        if self._file is None:
+            path = Path(tempfile.gettempdir(), f"mkf-tests-ports-{os.getuid()}")
+            self._file = path.open("wb")  # closed with the process, and its locks go with it
+        if port in self._own:
+            return False
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+        except OSError:
+            return False
+        self._own.add(port)
+        return True
+
+
+_CLAIMS = _Claims()
+
+
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port nobody listens on now. It can still be taken: whoever binds it retries with another."""
+    """Return a port nobody listens on, and no other process of the tests will.
+
+    A stranger still may: whoever can retry with another.
+    """
     for _ in range(200):
-        port = random.choice(PORTS)  # noqa: S311 - not a secret
+        port = _RANDOM.choice(PORTS)
+        if not _CLAIMS.claim(port):
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind((host, port))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 from aiokafka import AIOKafkaProducer
 
+from tests.brokers import free_port
 from tests.devices import Device, connected, publish, session_exists, subscriber
 from tests.service import Service
 
@@ -18,6 +21,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.brokers import Kafka, KafkaCluster, Mosquitto, MqttBroker
+
+
+def test_no_two_processes_of_the_tests_get_the_same_port() -> None:
+    """Though nobody listens on it yet."""
+    port = free_port()
+    program = (
+        f"from tests.brokers.process import _CLAIMS; print([_CLAIMS.claim(at) for at in ({port}, {port + 1}) * 2])"
+    )
+    said = subprocess.check_output([sys.executable, "-c", program], text=True)
+    assert said in {"[False, True, False, False]\n", "[False, False, False, False]\n"}  # the next may be somebody's too
 
 
 async def test_a_subscriber_gets_every_message_in_order(mosquitto: MqttBroker, unique: str) -> None:
