@@ -100,7 +100,15 @@ class Watch:
         self._condition.note(Cause.TOPIC, self._missing_reason(producer, needed.name) if needed else None)
         self._ask(producer, soon=bool(missing), idle=not flights)
         now = time.monotonic()
-        stalled = sorted({flight.lane.topic for flight in flights if now - flight.sent_at > STALL_SECONDS})
+        leaderless = {topic: producer.leaderless(topic) for topic in {flight.lane.topic for flight in flights}}
+        stalled = sorted(
+            {
+                flight.lane.topic
+                for flight in flights
+                # Without a leader there is no hope to wait for: aiokafka gives up after 40 s, and all begins again.
+                if now - flight.sent_at > STALL_SECONDS or flight.lane.partition in leaderless[flight.lane.topic]
+            }
+        )
         self._condition.note(Cause.STALL, self._stall_reason(producer, stalled) if stalled else None)
         self._condition.tell()
         if flights or missing or self._metadata is not None or self._condition.has(Cause.REACH):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -592,6 +592,38 @@ async def test_a_stall_behind_a_missing_leader_says_so(kafka: FakeKafka) -> None
         desk.add(b"1")
         await until(lambda: desk.state == "kafka_no_leader")
         assert "[0]" in desk.books.detail
+
+
+@in_virtual_time
+async def test_a_missing_leader_stays_the_reason_when_aiokafka_gives_up_and_a_new_producer_tries(
+    kafka: FakeKafka,
+) -> None:
+    """Batches for the partition next to it land, but all is well only when nothing waits for a leader."""
+    kafka.topics["k"], kafka.leaderless = 2, {"k": [0]}
+    kafka.judge = lambda sent: STALL if sent.partition == 0 else CONFIRM
+
+    def give_up() -> None:
+        (stuck,) = [each for each in kafka.sent if each.producer is kafka.producers[-1] and each.partition == 0]
+        stuck.answer(KafkaTimeoutError())
+
+    async with writing(kafka) as desk:
+        for number in range(20):
+            desk.add(b"%d" % number, topic=f"t/{number}")
+        await until(lambda: desk.state == "kafka_no_leader")
+        beside = next(record.key for record in kafka.logs["k", 1] if record.key is not None).decode()
+        desk.books.told.clear()
+        for producers in (1, 2):
+            await asyncio.sleep(40)
+            give_up()
+            await until(lambda: len(kafka.producers) > producers)  # noqa: B023 - awaited right here
+            desk.add(*[b"more"] * 3, topic=beside)
+            await asyncio.sleep(10)
+        assert desk.state == "kafka_no_leader"
+        assert None not in desk.books.told
+        kafka.leaderless, kafka.judge = {}, lambda _: CONFIRM
+        give_up()
+        await desk.sink.drained()
+        await until(lambda: desk.state is None)
 
 
 @in_virtual_time
