@@ -44,12 +44,14 @@ class Service(Child):
         mqtt: Mapping[str, Any] | None = None,
         kafka: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
+        command: Sequence[str] = (sys.executable, "-m", "server.cli"),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__("service", folder / "service.log")
         self.folder = folder
         self.port = free_port()
         self._env = dict(env or {})
+        self._command = command
         self._api: httpx.AsyncClient | None = None
         self.config: dict[str, Any] = {
             "mqtt": {
@@ -96,7 +98,7 @@ class Service(Child):
         path = self.folder / "config.yaml"
         path.write_text(yaml.safe_dump(self.config, sort_keys=False))
         self.spawn(
-            [sys.executable, "-m", "server.cli", "serve"],
+            [*self._command, "serve"],
             env={
                 **os.environ,
                 "CONFIG_FILE": str(path),
