@@ -9,9 +9,11 @@ import asyncio
 import functools
 import itertools
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -160,8 +162,14 @@ COMBINATIONS = list(itertools.product([0, 200, 1_000, 1_000_000], [0, 1], [1, 20
 DOCS = Path("docs/faults/memory.md")
 
 
+def _measured(payload: int, qos: int, mappings: int, seconds: float) -> Peak:
+    with tempfile.TemporaryDirectory(prefix="memory-") as folder:
+        return asyncio.run(memory_run(Path(folder), payload=payload, qos=qos, mappings=mappings, seconds=seconds))
+
+
 def main(
     *,
+    jobs: Annotated[int, typer.Option(min=1, help="combinations at once")] = 4,
     seconds: Annotated[float, typer.Option(help="how long each combination is run")] = 600.0,
     report: Annotated[bool, typer.Option(help=f"write the table to {DOCS}")] = False,
 ) -> None:
@@ -171,13 +179,14 @@ def main(
         "|---|---|---|---|---|---|",
     ]
     within = True
-    for payload, qos, mappings in COMBINATIONS:
-        with tempfile.TemporaryDirectory(prefix="memory-") as folder:
-            peak = asyncio.run(memory_run(Path(folder), payload=payload, qos=qos, mappings=mappings, seconds=seconds))
-        within &= peak.private <= peak.allowed
-        figures = (payload, qos, mappings, peak.private // MEGABYTE, peak.allowed // MEGABYTE, peak.received)
-        lines.append("| " + " | ".join(f"{figure:,}" for figure in figures) + " |")
-        typer.echo(lines[-1])
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        runs = [pool.submit(_measured, *combination, seconds) for combination in COMBINATIONS]
+        for combination, run in zip(COMBINATIONS, runs, strict=True):
+            peak = run.result()
+            within &= peak.private <= peak.allowed
+            figures = (*combination, peak.private // MEGABYTE, peak.allowed // MEGABYTE, peak.received)
+            lines.append("| " + " | ".join(f"{figure:,}" for figure in figures) + " |")
+            typer.echo(lines[-1])
     if report:
         date = datetime.now(UTC).date().isoformat()
         command = f"python -m tests.faults.memory --seconds {seconds:g}"

@@ -11,7 +11,6 @@ from tests.faults.run import Case, Run
 from tests.faults.table import GROUPS, TABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from tests.faults.history import History
@@ -38,8 +37,8 @@ class Plan:
         """What tells it from every other run of every seed."""
         return f"{self.seed}/{'test' if self.quick else 'chaos'}/{self.name}"
 
-    async def perform(self, run: Run, begun: Callable[[str], None] = lambda _: None) -> History:
-        """Do the faults; `begun` hears of each.
+    async def perform(self, run: Run) -> History:
+        """Do the faults.
 
         Raises:
             RunError: something did not recover.
@@ -47,7 +46,6 @@ class Plan:
         rng = random.Random(self.key)  # noqa: S311 - not a secret
         async with run.running():
             for kind, turn in self.faults:
-                begun(kind.name)
                 case = Case(random.Random(rng.random()), turn, self.quick)  # noqa: S311
                 await run.suffer(kind.name, kind.cost, partial(kind.do, run, case))
         return run.history
