@@ -51,7 +51,7 @@ class Service:
         self.crashed = False
         self._settings = settings
         self._config = config
-        base = config.mqtt.client_id
+        base, own_version = config.mqtt.client_id, version("mqtt-kafka-forwarder")
         self.store = Store(settings.database_url, client_id_of=lambda spec: spec.client_id(base))
         self._lock = StoreLock(settings.database_url)
         self._supervisor = Supervisor(
@@ -65,8 +65,8 @@ class Service:
             runtime=self._supervisor,
             ready_strict=settings.ready_strict,
             loopback_only=is_loopback(settings.host),
-            metrics=Metrics(self._supervisor).exposition,
-            version=version("mqtt-kafka-forwarder"),
+            metrics=Metrics(self._supervisor, version=own_version).exposition,
+            version=own_version,
             lifespan=self._lifespan,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, GCCollector, Info, PlatformCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from server.core.lifecycle import State
@@ -48,6 +48,9 @@ class SupervisorCollector:
         messages = GaugeMetricFamily("mkf_in_flight_messages", "Received, not in Kafka yet", labels=["mapping"])
         size = GaugeMetricFamily("mkf_in_flight_bytes", "Memory held for them", labels=["mapping"])
         oldest = GaugeMetricFamily("mkf_oldest_unconfirmed_seconds", "Age of the oldest of them", labels=["mapping"])
+        last = GaugeMetricFamily(
+            "mkf_last_message_timestamp_seconds", "When its last message came, in Unix time", labels=["mapping"]
+        )
         now = time.monotonic()
         for forwarder in forwarders:
             name = forwarder.name
@@ -60,7 +63,9 @@ class SupervisorCollector:
             size.add_metric([name], forwarder.intake.held)
             since = forwarder.intake.window.oldest_pending
             oldest.add_metric([name], 0.0 if since is None else now - since)
-        yield from (dropped, state, connected, messages, size, oldest)
+            if forwarder.intake.last_message_at is not None:
+                last.add_metric([name], forwarder.intake.last_message_at)
+        yield from (dropped, state, connected, messages, size, oldest, last)
         lag = self._supervisor.lag
         late = HistogramMetricFamily("mkf_event_loop_lag_seconds", "How late the event loop wakes up")
         late.add_metric([], lag.buckets(), lag.total)
@@ -72,9 +77,10 @@ class SupervisorCollector:
 class Metrics:
     """The registry of one supervisor."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, *, version: str) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(SupervisorCollector(supervisor))
+        Info("mkf_build", "Which build this is", registry=self._registry).info({"version": version})
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
         GCCollector(registry=self._registry)

@@ -39,7 +39,7 @@ class FakeSupervisor:
 
 
 def _samples(supervisor: FakeSupervisor) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    text = Metrics(cast("Supervisor", supervisor)).exposition().decode()
+    text = Metrics(cast("Supervisor", supervisor), version="1.2.3").exposition().decode()
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -74,6 +74,20 @@ async def test_every_counter_is_there_for_every_mapping() -> None:
         assert _of(samples, name, mapping="a") == value
         assert _of(samples, name, mapping='odd "name"\n') == 0
     assert _of(samples, "mkf_messages_dropped_total", mapping="a", reason="not_mappable") == 2
+
+
+@in_virtual_time
+async def test_the_build_has_its_version() -> None:
+    assert _of(_samples(FakeSupervisor()), "mkf_build_info", version="1.2.3") == 1
+
+
+@in_virtual_time
+async def test_a_mapping_has_the_time_of_its_last_message_once_there_was_one() -> None:
+    supervisor = FakeSupervisor("a", "b")
+    supervisor.all[0].intake.last_message_at = 1_800_000_000.25
+    samples = _samples(supervisor)
+    assert _of(samples, "mkf_last_message_timestamp_seconds", mapping="a") == 1_800_000_000.25
+    assert ("mkf_last_message_timestamp_seconds", (("mapping", "b"),)) not in samples
 
 
 @in_virtual_time
