@@ -29,8 +29,9 @@ LEAVE_PINGRESP_SECONDS = 2.0
 LEAVE_CLOSE_SECONDS = 1.0
 
 # What is decoded at once: the receiver may have enough before all of a read is in messages, of which each takes much
-# more memory than its bytes on the wire.
+# more memory than its bytes on the wire. By so much a budget can be overrun, and there may be hundreds.
 SLICE_PACKETS = 256
+SLICE_BYTES = 64 * 1024
 REFUSED = 0x80  # reason codes from here on are refusals
 _PINGREQ = b"\xc0\x00"
 _DISCONNECT = b"\xe0\x00"

@@ -18,7 +18,7 @@ import aiomqtt
 from server.core.failures import mqtt_311_reason, subscription_refused
 from server.core.lifecycle import Reason
 from server.mqtt import connection as base
-from server.mqtt.connection import REFUSED, SLICE_PACKETS, BaseConnection, packet_size, pubacks
+from server.mqtt.connection import REFUSED, SLICE_BYTES, SLICE_PACKETS, BaseConnection, packet_size, pubacks
 from server.mqtt.port import ConnectionEndedError, Ended, Granted, SubscriptionRefusedError
 from server.mqtt.wire import Wire, tcp_connection
 
@@ -196,7 +196,7 @@ class Connection(BaseConnection):
         self._take_in(self.heard(data))
 
     def _take_in(self, data: bytes) -> None:
-        offset, total = 0, len(data)
+        offset, began, total = 0, 0, len(data)
         while offset < total and not self._reading_paused:
             size = packet_size(data, offset)
             if size is None:
@@ -208,7 +208,8 @@ class Connection(BaseConnection):
                 offset += size
             if self._ending is not None:
                 return
-            if len(self._messages) >= SLICE_PACKETS:
+            if len(self._messages) >= SLICE_PACKETS or offset - began >= SLICE_BYTES:
+                began = offset
                 self._hand_over_read()
                 self._receiver.receiving(total - offset)
         self._hand_over_read()

@@ -15,7 +15,7 @@ import mqtt5
 
 from server.core.failures import SESSION_TAKEN_OVER, UNSUPPORTED_PROTOCOL_VERSION, mqtt_reason, subscription_refused
 from server.mqtt import connection as base
-from server.mqtt.connection import REFUSED, SLICE_PACKETS, BaseConnection, pubacks
+from server.mqtt.connection import REFUSED, SLICE_BYTES, SLICE_PACKETS, BaseConnection, pubacks
 from server.mqtt.port import ConnectionEndedError, Ended, Granted, SubscriptionRefusedError
 from server.mqtt.release import Release
 
@@ -104,15 +104,16 @@ class Connection(BaseConnection, asyncio.Protocol):
     def _take_in(self, data: bytes) -> None:
         offset, total = 0, len(data)
         while offset < total and not self._reading_paused:
-            packets, used, malformed = _decode(data, offset)
-            self._dispatch(packets, used - offset)
-            offset = used
+            packets, end, malformed = _decode(data, offset)
+            used = end - offset
+            self._dispatch(packets, used)
+            offset = end
             if self._ending is not None:
                 return
             if malformed is not None:
                 self.malformed(data[offset:], malformed)
                 return
-            if len(packets) < SLICE_PACKETS:
+            if len(packets) < SLICE_PACKETS and used < SLICE_BYTES:
                 break
             self._receiver.receiving(total - offset)
         self._receiver.all_received()
@@ -337,10 +338,11 @@ def _decode(data: bytes, offset: int) -> tuple[list[Any], int, str | None]:
     Returns them, where they end, and what is wrong with the one after them, if anything is.
     """
     packets: list[Any] = []
-    read, append, view, total = mqtt5.read, packets.append, memoryview(data), len(data)
+    read, append, view = mqtt5.read, packets.append, memoryview(data)
+    enough = min(len(data), offset + SLICE_BYTES)
     try:
         for _ in range(SLICE_PACKETS):
-            if offset == total:
+            if offset >= enough:
                 break
             packet, used = read(view[offset:])
             append(packet)

@@ -158,7 +158,8 @@ async def memory_run(folder: Path, *, payload: int, qos: int, mappings: int, sec
     return Peak(most, share * mappings + BESIDE_BUDGETS, received)
 
 
-COMBINATIONS = list(itertools.product([0, 200, 1_000, 1_000_000], [0, 1], [1, 200]))
+PAYLOADS, QOS, MAPPINGS = [0, 200, 1_000, 1_000_000], [0, 1], [1, 200]
+COMBINATIONS = list(itertools.product(PAYLOADS, QOS, MAPPINGS))
 DOCS = Path("docs/faults/memory.md")
 
 

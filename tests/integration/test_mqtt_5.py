@@ -573,7 +573,12 @@ async def test_what_was_written_is_processed_when_its_own_pingresp_comes(version
         assert connection.is_open
 
 
-async def test_a_receiver_that_has_enough_gets_the_rest_of_a_read_when_reading_goes_on(version: Version) -> None:
+@pytest.mark.parametrize(
+    ("payload", "most"), [(b"", base.SLICE_PACKETS), (bytes(2_000), 1 + base.SLICE_BYTES // 2_000)]
+)
+async def test_a_receiver_that_has_enough_gets_the_rest_of_a_read_when_reading_goes_on(
+    version: Version, payload: bytes, most: int
+) -> None:
     """Messages take much more memory than their bytes: a read of empty ones would overrun any small budget."""
 
     class Full(Collector):
@@ -589,11 +594,11 @@ async def test_a_receiver_that_has_enough_gets_the_rest_of_a_read_when_reading_g
         peer.write(version.speak.connack())
         connection = await connecting
         count = 3 * base.SLICE_PACKETS + 1
-        peer.write(*(version.speak.publish("a", packet_id=n + 1) for n in range(count)))
-        for _ in range(4):
+        peer.write(*(version.speak.publish("a", payload, packet_id=n + 1) for n in range(count)))
+        while len(receiver.messages) < count:
             held = len(receiver.messages)
             await until(lambda: len(receiver.messages) > held)  # noqa: B023 - awaited right here
-            assert len(receiver.messages) <= held + base.SLICE_PACKETS
+            assert len(receiver.messages) <= held + most
             connection.resume_reading()
         assert [message.packet_id for message in receiver.messages] == list(range(1, count + 1))
         assert receiver.on_the_way[0] > 0, "what is kept undecoded is counted"
