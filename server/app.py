@@ -15,7 +15,7 @@ from server.core.address import is_loopback
 from server.core.kafka_options import translate
 from server.kafka.errorlog import ERROR_LOG
 from server.kafka.producer import Cluster
-from server.mqtt import v5, v311
+from server.mqtt.connectors import connectors
 from server.runtime.metrics import Metrics
 from server.runtime.session import Broker
 from server.runtime.supervisor import Supervisor
@@ -56,7 +56,7 @@ class Service:
         self._lock = StoreLock(settings.database_url)
         self._supervisor = Supervisor(
             self.store,
-            Broker(config.mqtt, {"5": v5.Connector(), "3.1.1": v311.Connector()}),
+            Broker(config.mqtt, connectors()),
             Cluster(config.kafka.address, translate(config.kafka.config)),
             memory_budget=settings.memory_budget,
         )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from abc import ABC, abstractmethod
-from array import array
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
 from server.core.lifecycle import Reason
+from server.mqtt.packet import MAX_LENGTH_BYTES, packet_size
 from server.mqtt.port import MESSAGE_OVERHEAD_BYTES, ConnectionEndedError, Ended
+from server.mqtt.readbuffer import ReadBuffer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from server.core.acks import Fingerprint
     from server.core.subscription import Subscription
     from server.mqtt.port import Granted, Message, Receiver, SessionRequest
+    from server.mqtt.readbuffer import SharedBuffer
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 PINGRESP_TIMEOUT_SECONDS = 10.0
@@ -36,8 +37,6 @@ REFUSED = 0x80  # reason codes from here on are refusals
 _PINGREQ = b"\xc0\x00"
 _DISCONNECT = b"\xe0\x00"
 _MALFORMED_SAMPLE_BYTES = 64
-_MAX_LENGTH_BYTES = 4
-_PUBACK_BYTES = 4
 _T = TypeVar("_T")
 _log = structlog.get_logger()
 
@@ -45,16 +44,15 @@ _log = structlog.get_logger()
 class BaseConnection(ABC):
     """One connection, without the packets of its protocol.
 
-    A subclass calls `heard` for every read, `accept` on CONNACK, `take_pingresp` on PINGRESP and `closed` when the
-    socket is gone; it supplies what stands below as abstract.
+    A subclass reads into `_reads.room()` and calls `heard` for every read, `accept` on CONNACK, `take_pingresp` on
+    PINGRESP and `closed` when the socket is gone; it supplies what stands below as abstract.
     """
 
-    def __init__(self, request: SessionRequest, receiver: Receiver) -> None:
+    def __init__(self, request: SessionRequest, receiver: Receiver, shared: SharedBuffer) -> None:
         self._request = request
         self._receiver = receiver
         self._loop = asyncio.get_running_loop()
-        self._buffer = bytearray()
-        self._needed = 0
+        self._reads = ReadBuffer(shared)
         self._heard_at: float | None = None
         self._granted: Granted | None = None
         self._connack: asyncio.Future[None] = self._loop.create_future()
@@ -81,8 +79,8 @@ class BaseConnection(ABC):
         """Write, unless the connection is ending."""
 
     @abstractmethod
-    def _take_in(self, data: bytes) -> None:
-        """Decode these bytes slice by slice, and hand on what is in them, until reading is paused; `keep` the rest."""
+    def _take_in(self, data: memoryview) -> None:
+        """Decode these bytes slice by slice, and hand on what is in them, until reading is paused; keep the rest."""
 
     @abstractmethod
     def _stop_reading(self) -> None:
@@ -206,7 +204,7 @@ class BaseConnection(ABC):
                 self._silent_since = time.monotonic()
             if self._rest_timer is None:
                 self._start_reading()
-            if self._buffer:
+            if self._reads.waiting:
                 self._loop.call_soon(self._take_in_kept)
 
     async def leave(self, patience: float = LEAVE_PINGRESP_SECONDS) -> None:
@@ -244,31 +242,19 @@ class BaseConnection(ABC):
 
     # --- for the protocol -------------------------------------------------------------------------------------------
 
-    def heard(self, data: bytes) -> bytes:
-        """Note that the broker lives. Returns what to decode: with what was left over, empty if a packet lacks more."""
+    def heard(self, size: int) -> None:
+        """Note that the broker lives, and take in what was read, unless a packet there lacks more."""
         now = self._heard_at = time.monotonic()
         if self._silent_since is not None:
             self._silent_since = now
-        buffer = self._buffer
-        if not buffer:
-            return data
-        buffer += data
-        if len(buffer) < self._needed:
-            self._receiver.receiving(len(buffer))
-            return b""
-        data = bytes(buffer)
-        buffer.clear()
-        return data
-
-    def keep(self, rest: memoryview) -> None:
-        """Keep the beginning of a packet until more of it comes, or what is to be taken in when reading goes on."""
-        self._buffer += rest
-        self._needed = packet_size(self._buffer) or 0
+        data = self._reads.filled(size)
+        if data is None:
+            self._receiver.receiving(self._reads.waiting)
+        else:
+            self._take_in(data)
 
     def _take_in_kept(self) -> None:
-        if self._ending is None and not self._reading_paused and 0 < self._needed <= len(self._buffer):
-            data = bytes(self._buffer)
-            self._buffer.clear()
+        if self._ending is None and not self._reading_paused and (data := self._reads.whole()) is not None:
             self._take_in(data)
 
     def accept(self, granted: Granted) -> None:
@@ -296,12 +282,12 @@ class BaseConnection(ABC):
         self._end(ended)
         return self._ending or ended
 
-    def malformed(self, data: bytes, what: str) -> None:
+    def malformed(self, data: bytes | memoryview, what: str) -> None:
         """End the connection: what begins here can't be decoded."""
         self._write(self._disconnect_for(0x81))
         size = packet_size(data)
         # Behind a length that is too long nothing can be told apart: what follows is not of this packet.
-        sample = bytes(data[: 1 + _MAX_LENGTH_BYTES if size is None else size or len(data)])
+        sample = bytes(data[: 1 + MAX_LENGTH_BYTES if size is None else size or len(data)])
         begins = sample[:_MALFORMED_SAMPLE_BYTES].hex()
         said = f"the broker sent a packet that can't be decoded ({what}); it begins with {begins}"
         self._end(Ended(Reason("mqtt_malformed_packet", said), malformed=sample))
@@ -396,36 +382,3 @@ class BaseConnection(ABC):
         for timer in (self._keep_alive_timer, self._judge_timer, self._rest_timer):
             if timer is not None:
                 timer.cancel()
-
-
-def pubacks(packet_ids: list[int]) -> bytes:
-    """PUBACK packets for these ids, in this order: `40 02` and the id, in both versions of the protocol.
-
-    Put together for all at once, at a tenth of what encoding each would cost.
-    """
-    ids = array("H", packet_ids)
-    if sys.byteorder == "little":
-        ids.byteswap()
-    big_endian, count = ids.tobytes(), len(ids)
-    packets = bytearray(_PUBACK_BYTES * count)
-    packets[0::4] = b"\x40" * count
-    packets[1::4] = b"\x02" * count
-    packets[2::4] = big_endian[0::2]
-    packets[3::4] = big_endian[1::2]
-    return bytes(packets)
-
-
-def packet_size(data: bytes | bytearray, offset: int = 0) -> int | None:
-    """The size of the packet that begins here (bytes); 0 while its length is not complete, None if that is too long.
-
-    MQTT 3.1.1, 2.2.3, and MQTT 5.0, 1.5.5.
-    """
-    length = 0
-    for index in range(_MAX_LENGTH_BYTES):
-        position = offset + 1 + index
-        if position >= len(data):
-            return 0
-        length |= (data[position] & 0x7F) << (7 * index)
-        if not data[position] & 0x80:
-            return 2 + index + length
-    return None

@@ -18,8 +18,10 @@ import aiomqtt
 from server.core.failures import mqtt_311_reason, subscription_refused
 from server.core.lifecycle import Reason
 from server.mqtt import connection as base
-from server.mqtt.connection import REFUSED, SLICE_BYTES, SLICE_PACKETS, BaseConnection, packet_size, pubacks
+from server.mqtt.connection import REFUSED, SLICE_BYTES, SLICE_PACKETS, BaseConnection
+from server.mqtt.packet import packet_size, pubacks
 from server.mqtt.port import ConnectionEndedError, Ended, Granted, SubscriptionRefusedError
+from server.mqtt.readbuffer import SharedBuffer
 from server.mqtt.wire import Wire, tcp_connection
 
 if TYPE_CHECKING:
@@ -68,7 +70,10 @@ class _Message:
 
 
 class Connector:
-    """Makes MQTT 3.1.1 connections."""
+    """Makes MQTT 3.1.1 connections, of one event loop."""
+
+    def __init__(self) -> None:
+        self._shared = SharedBuffer()
 
     async def connect(self, request: SessionRequest, receiver: Receiver) -> Connection:
         """Connect within a limited time.
@@ -76,7 +81,7 @@ class Connector:
         Raises:
             ConnectionEndedError: it could not be made.
         """
-        connection = Connection(request, receiver)
+        connection = Connection(request, receiver, self._shared)
         await connection.connect(connection.open())
         return connection
 
@@ -84,8 +89,8 @@ class Connector:
 class Connection(BaseConnection):
     """One MQTT 3.1.1 connection."""
 
-    def __init__(self, request: SessionRequest, receiver: Receiver) -> None:
-        super().__init__(request, receiver)
+    def __init__(self, request: SessionRequest, receiver: Receiver, shared: SharedBuffer) -> None:
+        super().__init__(request, receiver, shared)
         self._wire: Wire | None = None
         self._client = _client(request)
         self._paho: PahoClient = self._client._client  # noqa: SLF001 - aiomqtt has no public way to acknowledge
@@ -119,17 +124,17 @@ class Connection(BaseConnection):
         if self._wire is None or self._ending is not None:
             return
         try:
-            data = self._wire.read()
+            size = self._wire.read_into(self._reads.room())
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._lost(error)
             return
-        if not data:
+        if not size:
             self._lost(None)
             return
         try:
-            self._data_received(data)
+            self.heard(size)
         except BaseException:
             # As asyncio's transports do: a connection whose messages can't be taken is of no use.
             self._abort(Ended(Reason("mqtt_closed", "closed by this side after an internal error")))
@@ -191,11 +196,7 @@ class Connection(BaseConnection):
 
     # --- packets ----------------------------------------------------------------------------------------------------
 
-    def _data_received(self, data: bytes) -> None:
-        """Decode all packets of this read, and hand their messages on together."""
-        self._take_in(self.heard(data))
-
-    def _take_in(self, data: bytes) -> None:
+    def _take_in(self, data: memoryview) -> None:
         offset, began, total = 0, 0, len(data)
         while offset < total and not self._reading_paused:
             size = packet_size(data, offset)
@@ -204,7 +205,7 @@ class Connection(BaseConnection):
             elif not size or offset + size > total:
                 break
             else:
-                self._packet(data[offset : offset + size])
+                self._packet(bytes(data[offset : offset + size]))
                 offset += size
             if self._ending is not None:
                 return
@@ -215,7 +216,7 @@ class Connection(BaseConnection):
         self._hand_over_read()
         self._receiver.all_received()
         if offset < total and self._ending is None:
-            self.keep(memoryview(data)[offset:])
+            self._reads.keep(data[offset:])
 
     def _packet(self, packet: bytes) -> None:
         first = packet[0]
@@ -324,7 +325,7 @@ class Connection(BaseConnection):
             elif packet[0] & 0xF0 == _PUBLISH:
                 self._message_bytes += _content_bytes(packet)
 
-    def _malformed(self, data: bytes, what: str) -> None:
+    def _malformed(self, data: bytes | memoryview, what: str) -> None:
         self._hand_over_read()
         self.malformed(data, what)
 

@@ -1,4 +1,4 @@
-"""MQTT 5: the `mqtt5` codec on an asyncio.Protocol.
+"""MQTT 5: the `mqtt5` codec on an asyncio.BufferedProtocol.
 
 One read from the socket becomes one call to the receiver with all its messages; acknowledgements go out as one write
 per call. Nothing here awaits but the few exchanges of connecting, subscribing and leaving.
@@ -15,8 +15,10 @@ import mqtt5
 
 from server.core.failures import SESSION_TAKEN_OVER, UNSUPPORTED_PROTOCOL_VERSION, mqtt_reason, subscription_refused
 from server.mqtt import connection as base
-from server.mqtt.connection import REFUSED, SLICE_BYTES, SLICE_PACKETS, BaseConnection, pubacks
+from server.mqtt.connection import REFUSED, SLICE_BYTES, SLICE_PACKETS, BaseConnection
+from server.mqtt.packet import pubacks
 from server.mqtt.port import ConnectionEndedError, Ended, Granted, SubscriptionRefusedError
+from server.mqtt.readbuffer import SharedBuffer
 from server.mqtt.release import Release
 
 if TYPE_CHECKING:
@@ -33,7 +35,10 @@ _PACKET_ID = attrgetter("packet_id")
 
 
 class Connector:
-    """Makes MQTT 5 connections."""
+    """Makes MQTT 5 connections, of one event loop."""
+
+    def __init__(self) -> None:
+        self._shared = SharedBuffer()
 
     async def connect(self, request: SessionRequest, receiver: Receiver) -> Connection:
         """Connect within a limited time.
@@ -41,18 +46,18 @@ class Connector:
         Raises:
             ConnectionEndedError: it could not be made.
         """
-        connection = Connection(request, receiver)
+        connection = Connection(request, receiver, self._shared)
         broker = request.broker
         loop = asyncio.get_running_loop()
         await connection.connect(loop.create_connection(lambda: connection, broker.host, broker.port))
         return connection
 
 
-class Connection(BaseConnection, asyncio.Protocol):
+class Connection(BaseConnection, asyncio.BufferedProtocol):
     """One MQTT 5 connection."""
 
-    def __init__(self, request: SessionRequest, receiver: Receiver) -> None:
-        super().__init__(request, receiver)
+    def __init__(self, request: SessionRequest, receiver: Receiver, shared: SharedBuffer) -> None:
+        super().__init__(request, receiver, shared)
         self._transport: asyncio.Transport | None = None
         self._answers: dict[int, asyncio.Future[list[int]]] = {}
         self._next_packet_id = 1
@@ -67,7 +72,7 @@ class Connection(BaseConnection, asyncio.Protocol):
             mqtt5.DisconnectPacket: self._on_disconnect,
         }
 
-    # --- asyncio.Protocol -------------------------------------------------------------------------------------------
+    # --- asyncio.BufferedProtocol -----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send CONNECT."""
@@ -90,18 +95,21 @@ class Connection(BaseConnection, asyncio.Protocol):
             ).write()
         )
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next read goes."""
+        del sizehint
+        return self._reads.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Decode all packets of this read, and hand their messages on together."""
-        if self._ending is not None:
-            return
-        data = self.heard(data)
-        if self._granted is None and data.startswith(_CONNACK_OF_311):
+        if self._ending is None:
+            self.heard(nbytes)
+
+    def _take_in(self, data: memoryview) -> None:
+        if self._granted is None and data[: len(_CONNACK_OF_311)] == _CONNACK_OF_311:
             said = "this broker speaks MQTT 3.1.1"
             self._end(Ended(mqtt_reason(UNSUPPORTED_PROTOCOL_VERSION, said), version_refused=True))
             return
-        self._take_in(data)
-
-    def _take_in(self, data: bytes) -> None:
         offset, total = 0, len(data)
         while offset < total and not self._reading_paused:
             packets, end, malformed = _decode(data, offset)
@@ -118,7 +126,7 @@ class Connection(BaseConnection, asyncio.Protocol):
             self._receiver.receiving(total - offset)
         self._receiver.all_received()
         if offset < total:
-            self.keep(memoryview(data)[offset:])
+            self._reads.keep(data[offset:])
 
     def _dispatch(self, packets: list[Any], used: int) -> None:
         """Hand on what was decoded from `used` bytes: messages together, other packets in their place between them."""
@@ -332,19 +340,19 @@ class Connection(BaseConnection, asyncio.Protocol):
             raise self.no_answer(name) from None
 
 
-def _decode(data: bytes, offset: int) -> tuple[list[Any], int, str | None]:
+def _decode(data: memoryview, offset: int) -> tuple[list[Any], int, str | None]:
     """A slice of the packets that are complete, from `offset` on.
 
     Returns them, where they end, and what is wrong with the one after them, if anything is.
     """
     packets: list[Any] = []
-    read, append, view = mqtt5.read, packets.append, memoryview(data)
+    read, append = mqtt5.read, packets.append
     enough = min(len(data), offset + SLICE_BYTES)
     try:
         for _ in range(SLICE_PACKETS):
             if offset >= enough:
                 break
-            packet, used = read(view[offset:])
+            packet, used = read(data[offset:])
             append(packet)
             offset += used
     except IndexError:

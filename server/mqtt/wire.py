@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_READ_BYTES = 256 * 1024
-
 
 class Wire:
     """A socket watched by the event loop, which paho takes for its own: it reads only the packet it is fed."""
@@ -44,9 +42,9 @@ class Wire:
         if not self._closed:
             self._loop.remove_writer(self._sock.fileno())
 
-    def read(self) -> bytes:
-        """What the socket has."""
-        return self._sock.recv(_READ_BYTES)
+    def read_into(self, room: memoryview) -> int:
+        """Read what the socket has, as far as there is room; returns how much, 0 at its end (bytes)."""
+        return self._sock.recv_into(room)
 
     def broken(self) -> OSError | None:
         """What broke the connection, if it did, behind the bytes that were just read.

@@ -36,8 +36,8 @@ MEMORY_BUDGET = 128 * MEGABYTE
 BUFFER = 32 * 1024 * 1024
 RECEIVE_MAXIMUM = 65_534
 _LOOK_SECONDS = 0.2
-_READ_BYTES = 256 * 1024  # what uvloop reads at once
 _BLOCK_BYTES = 64 * 1024
+_CONNECTIONS_BYTES = 64 * 1024  # measured with 1,000 mappings: docs/benchmarks
 _PACKET_BYTES = 12  # of a PUBLISH without its payload
 _DIALECT = Dialect("5")
 
@@ -113,8 +113,8 @@ def _block(payload: bytes, qos: int, first: int, size: int) -> bytes:
 
 
 def alone(payload: int) -> int:
-    """What a mapping holds of one message that is larger than its budget: it, its record, and what was read with it."""
-    return 2 * payload + _READ_BYTES if payload > _READ_BYTES else 0
+    """What a mapping holds at least (bytes): one message, its record, and what a connection and a producer take."""
+    return 2 * payload + _CONNECTIONS_BYTES
 
 
 async def memory_run(folder: Path, *, payload: int, qos: int, mappings: int, seconds: float) -> Peak:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 from server.mqtt import v5, v311
+from server.mqtt.readbuffer import SharedBuffer
 from tests.fakebroker import (
     CONNECT,
     DISCONNECT,
@@ -332,7 +333,7 @@ class Dialler:
     async def connect(self, request: SessionRequest, receiver: Receiver) -> Connection:
         """Connect."""
         if self.broker.dialect.protocol == "5":
-            five = v5.Connection(request, receiver)
+            five = v5.Connection(request, receiver, SharedBuffer())
             await five.connect(asyncio.get_running_loop().create_connection(lambda: five, sock=self.broker.dial()))
             return five
         with patch.object(v311, "tcp_connection", self._dial):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import mqtt5
 
 from server.core.acks import Fingerprint
-from server.mqtt.connection import pubacks
+from server.mqtt.packet import pubacks
 from server.mqtt.release import MOST_UNRELEASED, Release
 
 
