@@ -65,7 +65,7 @@ class Service:
             runtime=self._supervisor,
             ready_strict=settings.ready_strict,
             loopback_only=is_loopback(settings.host),
-            metrics=Metrics(self._supervisor, version=own_version).exposition,
+            metrics=Metrics(self._supervisor, version=own_version, seed_names=settings.seed_metrics).exposition,
             version=own_version,
             lifespan=self._lifespan,
         )

@@ -39,4 +39,5 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     prune: bool = True
     ready_strict: bool = False
+    seed_metrics: bool = False
     memory_budget: int = Field(default_factory=lambda: memory_limit() // _SHARE_OF_LIMIT, ge=1024 * 1024)

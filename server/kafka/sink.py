@@ -63,14 +63,20 @@ class SinkStoppedError(Exception):
 class Outcomes(Protocol):
     """Who counts what became of the messages."""
 
-    def delivered(self, messages: int) -> None:
-        """Kafka confirmed these."""
+    def delivered(self, messages: int, size: int) -> None:
+        """Kafka confirmed these, in a batch of `size` bytes before compression."""
 
     def dead_lettered(self, messages: int) -> None:
         """Kafka confirmed these as dead letters."""
 
     def dropped(self, reason: str, messages: int) -> None:
         """These were dropped by rule."""
+
+    def waited(self, seconds: float, messages: int) -> None:
+        """So many messages were received so long before Kafka confirmed them."""
+
+    def kafka_reconnected(self, reason: str) -> None:
+        """A producer follows one that ended for this reason (its code)."""
 
     def progressed(self) -> None:
         """Called once after a round of confirmations: something may be due now."""
@@ -147,19 +153,25 @@ class Sink:
                 self._alarm.cancel()
 
     async def _write(self) -> None:
+        ended_by = ""  # why the last producer that had started ended
         while True:
             producer: Producer | None = None
             failed: _BatchFailedError | None = None
+            serving = False
             try:
                 with self._watch.starting():
                     producer = await Producer.start(self._cluster, max_batch_size=self._batch_bytes)
                     await producer.fetch_metadata(self._outbox.topics)
                 self._watch.started()
+                if ended_by:
+                    self._outcomes.kafka_reconnected(ended_by)
+                serving = True
                 await self._serve(producer)
             except _BatchFailedError as error:
-                failed = error
+                failed, ended_by = error, error.failure.reason.code
             except (ConfigurationError, KafkaError, OSError) as error:  # TimeoutError is an OSError
-                self._watch.not_started(error, self._outbox.main.name)
+                code = self._watch.not_started(error, self._outbox.main.name)
+                ended_by = code if serving else ended_by
             finally:
                 await self._abandon(producer)
             if failed is None or self._judge(failed):
@@ -321,7 +333,9 @@ class Sink:
         lane.cleared(flight.records)
         self._outbox.landed(lane)
         delivered = dead = 0
+        now = time.monotonic()
         for chunk, start, stop in flight.pieces:
+            self._outcomes.waited(now - chunk.arrival.at, stop - start)
             if chunk.dead_letter:
                 dead += stop - start
             else:
@@ -329,7 +343,7 @@ class Sink:
             self._finish(chunk, stop - start)
         self.unconfirmed -= flight.records
         if delivered:
-            self._outcomes.delivered(delivered)
+            self._outcomes.delivered(delivered, flight.size)
         if dead:
             self._outcomes.dead_lettered(dead)
 

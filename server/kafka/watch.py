@@ -60,14 +60,15 @@ class Watch:
             self._condition.note(Cause.START, self._with_log(Reason("kafka_stalled", silence)))
             self._condition.tell()
 
-    def not_started(self, error: BaseException, topic: str) -> None:
-        """No producer could be started."""
+    def not_started(self, error: BaseException, topic: str) -> str:
+        """No producer could be started, or it broke as a whole. Returns the reason's code."""
         failure = classify(error, topic=topic, servers=self._servers)
         code = self._complaints.code()
         if code is not None:  # aiokafka says only that it could not connect, whatever Kafka's reason was
             failure = kafka_failure(code, for_code(code).__name__, "", topic=topic, servers=self._servers)
         self._condition.note(Cause.START, self._with_log(failure.reason))
         self._condition.tell()
+        return failure.reason.code
 
     def ending(self) -> None:
         """The producer is ended: what it complains of now is our own doing."""

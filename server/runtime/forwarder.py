@@ -65,6 +65,7 @@ class Forwarder:
         self.reason: Reason | None = None
         self.last_error: Trouble | None = None
         self.generation = 0
+        self.spec: Mapping | None = None  # what it runs, or ran last
         self.intake = Intake(self.tally, rest=cluster.linger)
         self._broker = broker
         self._cluster = cluster
@@ -84,7 +85,7 @@ class Forwarder:
     async def run(self, spec: Mapping, generation: int) -> None:
         """Forward with this spec until `stop` or until it FAILED. Always ends with nothing of it running."""
         self._stop.clear()
-        self.generation = generation
+        self.spec, self.generation = spec, generation
         self._not_running_since = time.monotonic()
         self._signal(Signal.START)
         backoff = Backoff(random.random)
@@ -205,17 +206,28 @@ class Forwarder:
 
     # --- what session and sink report -------------------------------------------------------------------------------
 
-    def delivered(self, messages: int) -> None:
-        """Kafka confirmed these."""
+    def delivered(self, messages: int, size: int) -> None:
+        """Kafka confirmed these, in a batch of `size` bytes."""
         self.tally.delivered += messages
+        self.tally.delivered_bytes += size
+        self.tally.progressed_at = time.time()
+
+    def waited(self, seconds: float, messages: int) -> None:
+        """So many messages came so long before Kafka confirmed them."""
+        self.tally.latency.note(seconds, messages)
 
     def dead_lettered(self, messages: int) -> None:
         """Kafka confirmed these as dead letters."""
         self.tally.dead_lettered += messages
+        self.tally.progressed_at = time.time()
 
     def dropped(self, reason: str, messages: int) -> None:
         """These were dropped by rule."""
         self.tally.dropped[reason] += messages
+
+    def kafka_reconnected(self, reason: str) -> None:
+        """A producer follows one that ended for this reason."""
+        self.tally.kafka_reconnects[reason] += 1
 
     def progressed(self) -> None:
         """Something may be due."""
@@ -332,7 +344,7 @@ class Forwarder:
                 deduplicated=tally.deduplicated,
                 dead_lettered=tally.dead_lettered,
                 dropped=dict(tally.dropped),
-                reconnects=tally.reconnects,
+                reconnects=tally.mqtt_reconnects.total(),
                 sessions_lost=tally.sessions_lost,
             ),
             rates=RatesStatus(received_per_second=received, delivered_per_second=delivered),

@@ -10,6 +10,7 @@ from server.core.acks import CANDIDATE_BYTES, AckWindow
 from server.core.numbering import Numbering
 from server.core.pace import Pace
 from server.core.subscription import CopyFilter
+from server.mqtt.port import MESSAGE_OVERHEAD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,6 +135,7 @@ class Intake:
             self.discarded(messages, durable=bool(self._client_id))
             return
         self.reads += 1
+        self._tally.received_bytes += size - MESSAGE_OVERHEAD_BYTES * len(messages)
         self.last_message_at = time.time()
         arrival = self.window.arrive(messages, size, time.monotonic(), kept=bool(self._client_id))
         self._unacknowledged += len(messages)

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, GCCollector, Info, PlatformColl
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from server.core.lifecycle import State
+from server.runtime.seed_metrics import SeedCollector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
     from server.runtime.supervisor import Supervisor
 
 _COUNTERS = {
-    "received": "Messages received, each counted once",
-    "delivered": "Messages confirmed by Kafka",
-    "deduplicated": "Redeliveries and extra copies that were not produced again",
-    "dead_lettered": "Messages confirmed in the dead letter topic",
-    "reconnects": "MQTT connections after the first",
+    "messages_received": "Messages received, each counted once",
+    "messages_delivered": "Messages confirmed by Kafka",
+    "messages_deduplicated": "Redeliveries and extra copies that were not produced again",
+    "messages_dead_lettered": "Messages confirmed in the dead letter topic",
     "sessions_lost": "MQTT sessions the broker no longer had",
+    "received_bytes": "Bytes of the messages that came from the broker, redeliveries included",
+    "delivered_bytes": "Bytes of the record batches Kafka confirmed, before compression",
 }
 
 
@@ -37,12 +39,19 @@ class SupervisorCollector:
         """Read every mapping's counters."""
         forwarders = self._supervisor.forwarders()
         for name, meaning in _COUNTERS.items():
-            unit = name if name in {"reconnects", "sessions_lost"} else f"messages_{name}"
-            counter = CounterMetricFamily(f"mkf_{unit}", meaning, labels=["mapping"])
+            counter = CounterMetricFamily(f"mkf_{name}", meaning, labels=["mapping"])
             for forwarder in forwarders:
-                counter.add_metric([forwarder.name], getattr(forwarder.tally, name))
+                counter.add_metric([forwarder.name], getattr(forwarder.tally, name.removeprefix("messages_")))
             yield counter
         dropped = CounterMetricFamily("mkf_messages_dropped", "Messages given up by rule", labels=["mapping", "reason"])
+        reconnects = CounterMetricFamily(
+            "mkf_reconnects",
+            "MQTT connections and Kafka producers after the first, by the reason why the one before had ended",
+            labels=["mapping", "side", "reason"],
+        )
+        latency = HistogramMetricFamily(
+            "mkf_delivery_latency_seconds", "From a message's receipt to Kafka's confirmation", labels=["mapping"]
+        )
         state = GaugeMetricFamily("mkf_mapping_state", "1 for the state it is in", labels=["mapping", "state"])
         connected = GaugeMetricFamily("mkf_mqtt_connected", "1 while connected to the broker", labels=["mapping"])
         messages = GaugeMetricFamily("mkf_in_flight_messages", "Received, not in Kafka yet", labels=["mapping"])
@@ -51,11 +60,22 @@ class SupervisorCollector:
         last = GaugeMetricFamily(
             "mkf_last_message_timestamp_seconds", "When its last message came, in Unix time", labels=["mapping"]
         )
+        progress = GaugeMetricFamily(
+            "mkf_last_progress_timestamp_seconds",
+            "When Kafka last confirmed a message, in Unix time",
+            labels=["mapping"],
+        )
         now = time.monotonic()
         for forwarder in forwarders:
-            name = forwarder.name
-            for reason, count in forwarder.tally.dropped.items():
+            name, tally = forwarder.name, forwarder.tally
+            for reason, count in tally.dropped.items():
                 dropped.add_metric([name, reason], count)
+            for side, reasons in (("mqtt", tally.mqtt_reconnects), ("kafka", tally.kafka_reconnects)):
+                for reason, count in reasons.items():
+                    reconnects.add_metric([name, side, reason], count)
+            latency.add_metric([name], tally.latency.buckets(), tally.latency.total)
+            if tally.progressed_at is not None:
+                progress.add_metric([name], tally.progressed_at)
             for each in State:
                 state.add_metric([name, each.value], each is forwarder.state)
             connected.add_metric([name], forwarder.connected)
@@ -65,7 +85,7 @@ class SupervisorCollector:
             oldest.add_metric([name], 0.0 if since is None else now - since)
             if forwarder.intake.last_message_at is not None:
                 last.add_metric([name], forwarder.intake.last_message_at)
-        yield from (dropped, state, connected, messages, size, oldest, last)
+        yield from (dropped, reconnects, latency, state, connected, messages, size, oldest, last, progress)
         lag = self._supervisor.lag
         late = HistogramMetricFamily("mkf_event_loop_lag_seconds", "How late the event loop wakes up")
         late.add_metric([], lag.buckets(), lag.total)
@@ -75,11 +95,13 @@ class SupervisorCollector:
 
 
 class Metrics:
-    """The registry of one supervisor."""
+    """The registry of one supervisor; with `seed_names` also what the seed called its metrics."""
 
-    def __init__(self, supervisor: Supervisor, *, version: str) -> None:
+    def __init__(self, supervisor: Supervisor, *, version: str, seed_names: bool) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(SupervisorCollector(supervisor))
+        if seed_names:
+            self._registry.register(SeedCollector(supervisor))
         Info("mkf_build", "Which build this is", registry=self._registry).info({"version": version})
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)

@@ -108,6 +108,7 @@ class MqttSession:
         self._backoff = Backoff(random)
         self._malformed: tuple[bytes, int] = (b"", 0)
         self._short = 0
+        self._ended_by = ""
         self._was_connected = False
         self.client_id = spec.client_id(broker.connection.client_id)
         self.connection: Connection | None = None
@@ -175,6 +176,7 @@ class MqttSession:
                 ended = Ended(error.reason)
             # What is lost is decided by what was said, and by the packet ids; a suspicion only makes it wait.
             self._lost(ended)
+            self._ended_by = ended.reason.code
             ended = self._suspected(ended, asyncio.get_running_loop().time() - began)
             at_once = self._negotiation(self.client_id).refused(ended)
             self._check_malformed(ended)
@@ -204,7 +206,7 @@ class MqttSession:
         with self._told_if_slow():
             connection = await self._connect(row, self._receive_maximum)
             if self._was_connected:
-                self._tally.reconnects += 1
+                self._tally.mqtt_reconnects[self._ended_by] += 1
             self._was_connected = True
             await self._subscribe(connection, row)
         self._backoff.reset()

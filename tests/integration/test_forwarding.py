@@ -117,7 +117,7 @@ async def test_metrics_show_the_counters(stage: Stage) -> None:
         'mkf_messages_delivered_total{mapping="m"} 250.0',
         'mkf_messages_deduplicated_total{mapping="m"} 0.0',
         'mkf_messages_dead_lettered_total{mapping="m"} 0.0',
-        'mkf_reconnects_total{mapping="m"} 0.0',
+        'mkf_delivery_latency_seconds_count{mapping="m"} 250.0',
         'mkf_sessions_lost_total{mapping="m"} 0.0',
         'mkf_mapping_state{mapping="m",state="running"} 1.0',
         'mkf_mapping_state{mapping="m",state="retrying"} 0.0',

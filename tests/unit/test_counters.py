@@ -12,7 +12,7 @@ from server.runtime.counters import RATE_SECONDS, Rates, Tally
 def test_everything_is_counted_from_zero() -> None:
     tally = Tally()
     assert (tally.received, tally.delivered, tally.deduplicated, tally.dead_lettered) == (0, 0, 0, 0)
-    assert (tally.reconnects, tally.sessions_lost, sum(tally.dropped.values())) == (0, 0, 0)
+    assert (tally.mqtt_reconnects.total(), tally.sessions_lost, tally.dropped.total()) == (0, 0, 0)
     tally.dropped["shutdown"] += 2
     assert Tally().dropped == {}
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.core.kafka_options import translate
 from server.core.lifecycle import State
+from server.core.mapping import Mapping
 from server.kafka.producer import Cluster
 from server.runtime.forwarder import Forwarder
 from server.runtime.health import Health
@@ -18,7 +21,11 @@ from tests.fakemqtt import FakeMessage, FakeMqtt, NotingStore
 from tests.virtualtime import in_virtual_time
 
 if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
     from server.runtime.supervisor import Supervisor
+
+_BOUNDS = ("0.0025", "0.005", "300.0", "+Inf")
 
 
 class FakeSupervisor:
@@ -38,11 +45,15 @@ class FakeSupervisor:
         return Health(started=True, supervisor_running=True, store_error=self.store_error)
 
 
-def _samples(supervisor: FakeSupervisor) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    text = Metrics(cast("Supervisor", supervisor), version="1.2.3").exposition().decode()
+def _exposition(supervisor: FakeSupervisor, *, seed_names: bool = False) -> list[Metric]:
+    text = Metrics(cast("Supervisor", supervisor), version="1.2.3", seed_names=seed_names).exposition().decode()
+    return list(text_string_to_metric_families(text))
+
+
+def _samples(supervisor: FakeSupervisor, *, seed_names: bool = False) -> dict[Any, float]:
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
+        for family in _exposition(supervisor, seed_names=seed_names)
         for sample in family.samples
     }
 
@@ -56,7 +67,7 @@ async def test_every_counter_is_there_for_every_mapping() -> None:
     supervisor = FakeSupervisor("a", 'odd "name"\n')
     tally = supervisor.all[0].tally
     tally.received, tally.delivered, tally.deduplicated, tally.dead_lettered = 10, 5, 4, 2
-    tally.reconnects, tally.sessions_lost = 3, 1
+    tally.sessions_lost, tally.received_bytes, tally.delivered_bytes = 1, 1_000, 700
     tally.dropped["not_mappable"] = 2
     samples = _samples(supervisor)
     for name, value in {
@@ -64,7 +75,8 @@ async def test_every_counter_is_there_for_every_mapping() -> None:
         "mkf_messages_delivered_total": 5,
         "mkf_messages_deduplicated_total": 4,
         "mkf_messages_dead_lettered_total": 2,
-        "mkf_reconnects_total": 3,
+        "mkf_received_bytes_total": 1_000,
+        "mkf_delivered_bytes_total": 700,
         "mkf_sessions_lost_total": 1,
         "mkf_mqtt_connected": 0,
         "mkf_in_flight_messages": 0,
@@ -88,6 +100,58 @@ async def test_a_mapping_has_the_time_of_its_last_message_once_there_was_one() -
     samples = _samples(supervisor)
     assert _of(samples, "mkf_last_message_timestamp_seconds", mapping="a") == 1_800_000_000.25
     assert ("mkf_last_message_timestamp_seconds", (("mapping", "b"),)) not in samples
+
+
+@in_virtual_time
+async def test_reconnects_have_a_side_and_the_reason_why_the_connection_before_had_ended() -> None:
+    supervisor = FakeSupervisor("a")
+    tally = supervisor.all[0].tally
+    tally.mqtt_reconnects["mqtt_keep_alive"] += 2
+    supervisor.all[0].kafka_reconnected("kafka_timeout")
+    samples = _samples(supervisor)
+    assert _of(samples, "mkf_reconnects_total", mapping="a", side="mqtt", reason="mqtt_keep_alive") == 2
+    assert _of(samples, "mkf_reconnects_total", mapping="a", side="kafka", reason="kafka_timeout") == 1
+
+
+@in_virtual_time
+async def test_how_long_messages_took_is_a_histogram() -> None:
+    supervisor = FakeSupervisor("a")
+    supervisor.all[0].waited(0.004, 10)
+    supervisor.all[0].waited(400.0, 1)
+    samples = _samples(supervisor)
+    buckets = {bound: _of(samples, "mkf_delivery_latency_seconds_bucket", mapping="a", le=bound) for bound in _BOUNDS}
+    assert buckets == {"0.0025": 0, "0.005": 10, "300.0": 10, "+Inf": 11}
+    assert _of(samples, "mkf_delivery_latency_seconds_count", mapping="a") == 11
+    assert _of(samples, "mkf_delivery_latency_seconds_sum", mapping="a") == 400.04
+
+
+@in_virtual_time
+async def test_the_last_progress_is_the_last_confirmation_dead_letters_included() -> None:
+    supervisor = FakeSupervisor("a", "b", "c")
+    supervisor.all[0].delivered(1, 100)
+    supervisor.all[1].dead_lettered(1)
+    samples = _samples(supervisor)
+    assert _of(samples, "mkf_last_progress_timestamp_seconds", mapping="a") > 0
+    assert _of(samples, "mkf_last_progress_timestamp_seconds", mapping="b") > 0
+    assert ("mkf_last_progress_timestamp_seconds", (("mapping", "c"),)) not in samples
+
+
+@in_virtual_time
+async def test_the_seeds_names_are_there_if_asked_for() -> None:
+    supervisor = FakeSupervisor("a", "b", "never run")
+    for forwarder, topics in zip(supervisor.all, (["x/#", "y"], "x/#"), strict=False):
+        forwarder.spec = Mapping.model_validate(
+            {"name": forwarder.name, "mqtt": {"topic": topics}, "kafka": {"topic": "k"}}
+        )
+        forwarder.tally.received, forwarder.tally.delivered = 5, 4
+    samples = _samples(supervisor, seed_names=True)
+    assert _of(samples, "forwarding_mqtt_received", topic="x/# y") == 5
+    assert _of(samples, "forwarding_mqtt_received", topic="x/#") == 5
+    assert _of(samples, "forwarding_kafka_published", topic="k") == 8
+    assert _of(samples, "forwarding_mqtt_connected") == 1  # those that are paused need no connection
+    supervisor.all[0].state = State.RETRYING
+    assert _of(_samples(supervisor, seed_names=True), "forwarding_mqtt_connected") == 0
+    assert not any(name.startswith("forwarding_") for name, _ in _samples(supervisor))
 
 
 @in_virtual_time
@@ -120,3 +184,12 @@ async def test_the_store_and_the_process_are_there_without_mappings() -> None:
     samples = _samples(supervisor)
     assert _of(samples, "mkf_store_up") == 0
     assert any(name == "process_cpu_seconds_total" for name, _ in samples)
+
+
+@in_virtual_time
+async def test_the_operating_guide_explains_every_metric_and_no_other() -> None:
+    guide = (Path(__file__).parents[2] / "docs/operating.md").read_text()
+    own = re.compile(r"(mkf|forwarding)_")
+    made = {family.name for family in _exposition(FakeSupervisor("a"), seed_names=True) if own.match(family.name)}
+    explained = set(re.findall(r"`((?:mkf|forwarding)_[a-z_]+)[`{]", guide))
+    assert {name.removesuffix("_total") for name in explained} == made

@@ -59,6 +59,7 @@ def test_the_defaults_need_no_environment() -> None:
         ("MKF_LOG_FORMAT", "json", "log_format", "json"),
         ("MKF_PRUNE", "false", "prune", False),
         ("MKF_READY_STRICT", "true", "ready_strict", True),
+        ("MKF_SEED_METRICS", "true", "seed_metrics", True),
         ("MKF_MEMORY_BUDGET", "1048576", "memory_budget", 1_048_576),
         ("MKF_PORT", "", "port", 8080),
     ],

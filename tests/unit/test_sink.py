@@ -42,15 +42,24 @@ class Books:
     """Notes what the sink reports."""
 
     def __init__(self) -> None:
-        self.delivered_messages = 0
+        self.delivered_messages = self.delivered_bytes = 0
+        self.waits: list[tuple[float, int]] = []
+        self.reconnects: list[str] = []
         self.dead_letters = 0
         self.drops: Counter[str] = Counter()
         self.rounds = 0
         self.told: list[str | None] = []
         self.detail = ""
 
-    def delivered(self, messages: int) -> None:
+    def delivered(self, messages: int, size: int) -> None:
         self.delivered_messages += messages
+        self.delivered_bytes += size
+
+    def waited(self, seconds: float, messages: int) -> None:
+        self.waits.append((seconds, messages))
+
+    def kafka_reconnected(self, reason: str) -> None:
+        self.reconnects.append(reason)
 
     def dead_lettered(self, messages: int) -> None:
         self.dead_letters += messages
@@ -82,7 +91,7 @@ class Desk:
         return self.arrive(*(Message(payload, topic) for payload in payloads))
 
     def arrive(self, *messages: Message) -> Arrival[Message]:
-        arrival = self.window.arrive(messages, 1, 0.0)
+        arrival = self.window.arrive(messages, 1, now())
         self.sink.add(arrival, messages)
         self.window.confirm(arrival)
         self.arrivals.append(arrival)
@@ -296,8 +305,24 @@ async def test_after_a_failed_batch_everything_unconfirmed_goes_out_again_in_ord
         assert kafka.producers[0].abandoned
         assert kafka.values() == [b"1", b"2", b"3"]
         assert "kafka_timeout" in desk.books.told
+        assert desk.books.reconnects == ["kafka_timeout"]
         await until(lambda: desk.state is None)
         desk.check()
+
+
+@in_virtual_time
+async def test_what_kafka_confirmed_has_a_size_and_a_time_it_took(kafka: FakeKafka) -> None:
+    kafka.judge = lambda _: STALL
+    async with writing(kafka) as desk:
+        desk.add(b"1", b"2", b"3")
+        await until(lambda: kafka.sent)
+        await asyncio.sleep(1.5)
+        kafka.sent[0].answer()
+        await desk.sink.drained()
+        ((seconds, messages),) = desk.books.waits
+        assert messages == 3
+        assert seconds == pytest.approx(1.5, abs=0.1)
+        assert desk.books.delivered_bytes > len(b"123")
 
 
 @in_virtual_time
@@ -352,6 +377,7 @@ async def test_a_producer_whose_client_crashed_is_replaced_and_what_it_had_sent_
         await desk.sink.drained()
         assert kafka.values() == [b"1"]
         assert "kafka_unavailable" in desk.books.told
+        assert desk.books.reconnects == ["kafka_unavailable"]
         assert len(kafka.producers) == 2
 
 
