@@ -48,7 +48,7 @@ def plain_value(text: str) -> Value:
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """A value. `variables` names the environment variables that went into it."""
+    """A value. `variables` names the environment variables (and `file:PATH` the files) that went into it."""
 
     line: int
     text: str

@@ -150,6 +150,30 @@ def test_a_value_cannot_change_the_structure() -> None:
     assert config.kafka.port == 9092
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_file_gives_its_content_without_the_end_of_its_line(tmp_path: Path, end: str) -> None:
+    (tmp_path / "secret").write_bytes(b" two\nlines: ${HOME} " + end.encode())
+    config = _config(f"mqtt: {{host: h, client_id: 'x-${{file:{tmp_path}/secret}}'}}\nkafka: {{}}\n")
+    assert config.mqtt.client_id == "x- two\nlines: ${HOME} "
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "can't be read: No such file or directory"),
+        (b"hunter2\xff", "is not UTF-8"),
+        (b"a" * 65_537, "is larger"),
+    ],
+)
+def test_a_file_that_can_not_be_read_is_named_with_its_key(tmp_path: Path, content: bytes | None, said: str) -> None:
+    secret = tmp_path / "secret"
+    if content is not None:
+        secret.write_bytes(content)
+    (line,) = _lines(f"mqtt: {{host: h, client_id: '${{file:{secret}}}'}}\nkafka: {{}}\n")
+    assert line.startswith(f"config.yaml:1: mqtt.client_id: the file {secret} {said}")
+    assert "hunter2" not in line
+
+
 def test_keys_are_not_interpolated() -> None:
     assert _lines("mqtt: {host: h, '${KEY}': 1}\nkafka: {}\n", KEY="port") == [
         "config.yaml:1: mqtt.${KEY}: unknown key"
@@ -159,9 +183,9 @@ def test_keys_are_not_interpolated() -> None:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ("${", "expected ${NAME} or ${NAME:-default}; a literal ${ is $${"),
-        ("${}", "expected ${NAME} or ${NAME:-default}; a literal ${ is $${"),
-        ("${A-b}", "expected ${NAME} or ${NAME:-default}; a literal ${ is $${"),
+        ("${", "expected ${NAME}, ${NAME:-default} or ${file:PATH}; a literal ${ is $${"),
+        ("${}", "expected ${NAME}, ${NAME:-default} or ${file:PATH}; a literal ${ is $${"),
+        ("${A-b}", "expected ${NAME}, ${NAME:-default} or ${file:PATH}; a literal ${ is $${"),
         ("${NOT_THERE}", "the environment variable NOT_THERE is not set"),
         ("${BAD}", "the environment variable BAD is not valid UTF-8"),
     ],
