@@ -16,6 +16,7 @@ from server.core.kafka_options import translate
 from server.kafka.errorlog import ERROR_LOG
 from server.kafka.producer import Cluster
 from server.mqtt.connectors import connectors
+from server.runtime.ending import end_unknown_session
 from server.runtime.metrics import Metrics
 from server.runtime.session import Broker
 from server.runtime.supervisor import Supervisor
@@ -155,6 +156,38 @@ class Service:
                 self._supervisor.waiting(f"the configuration file can't be applied: {error}")
                 _log.warning("waiting", reason=str(error))
                 await asyncio.sleep(_STORE_RETRY_SECONDS)
+
+
+async def end_foreign_session(settings: Settings, config: Config, client_id: str) -> str:
+    """End an MQTT session that is none of ours at the broker; returns the broker's address.
+
+    Raises:
+        OwnSessionError: it is a mapping's.
+        ConnectionEndedError: the broker is away or refuses.
+        StoreError: the store can't be used.
+    """
+    base = config.mqtt.client_id
+    owners = {entry.mapping.client_id(base): entry.mapping.name for entry in config.forwarding}
+    store = Store(settings.database_url, client_id_of=lambda spec: spec.client_id(base))
+    if store.exists():
+        await store.open()
+        try:
+            owners |= {each.spec.client_id(base): each.spec.name for each in await store.mappings()}
+            owners |= {row.client_id: row.mapping for row in await store.sessions() if not row.removal_pending}
+        finally:
+            await store.close()
+    if client_id in owners:
+        raise OwnSessionError(owners[client_id])
+    await end_unknown_session(Broker(config.mqtt, connectors()), client_id)
+    return config.mqtt.address
+
+
+class OwnSessionError(Exception):
+    """The session is that of a mapping, which would lose what the broker has queued."""
+
+    def __init__(self, mapping: str) -> None:
+        super().__init__(f"it is the session of the mapping {mapping!r}; pause that and call its reset-session")
+        self.mapping = mapping
 
 
 @contextlib.asynccontextmanager

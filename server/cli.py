@@ -1,4 +1,4 @@
-"""`mkf`: serve, validate, demo. Owns signals and exit codes; opens and migrates the store before uvicorn starts.
+"""`mkf`: serve, validate, demo, session end. Owns signals and exit codes; opens the store before uvicorn starts.
 
 Exit codes: 0 ended as asked; 1 something broke while running; 2 the settings, the configuration file or the store
 can't be used; 128 + n ended at once by a second signal n.
@@ -64,6 +64,33 @@ def demo() -> None:
     except ModuleNotFoundError as error:
         _refuse(f"the demo needs {error.name}, which is not installed here; run it by `make demo`")
     raise typer.Exit(run_demo())
+
+
+session_commands = typer.Typer(no_args_is_help=True, help="MQTT sessions at the broker.")
+app.add_typer(session_commands, name="session")
+
+
+@session_commands.command("end")
+def end_session(client_id: Annotated[str, typer.Argument(help="the MQTT client id, exactly")]) -> None:
+    """End a session that another program has left at the broker, with all that is queued in it.
+
+    Stop that program first: while it runs it would make the session anew. The sessions of mappings are refused.
+    """
+    from server import app as service  # noqa: PLC0415 - `mkf validate` must not load the brokers' clients
+    from server.mqtt.port import ConnectionEndedError  # noqa: PLC0415 - the same
+
+    settings = _settings()
+    config = _config(settings.config_file)
+    if not client_id:
+        _refuse("a session without a client id ends with its connection")
+    try:
+        address = asyncio.run(service.end_foreign_session(settings, config, client_id))
+    except (service.OwnSessionError, StoreError) as error:
+        _refuse(f"the session {client_id!r} was not ended: {error}")
+    except ConnectionEndedError as error:
+        typer.echo(f"the session {client_id!r} was not ended: {error}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"{address} has no session {client_id!r} any more, nor anything queued in it")
 
 
 @app.command()

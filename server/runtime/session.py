@@ -21,7 +21,8 @@ from server.core.topics import any_overlap
 from server.mqtt.connection import LEAVE_PINGRESP_SECONDS
 from server.mqtt.negotiate import Negotiation
 from server.mqtt.port import ConnectionEndedError, Ended, SessionRequest, SubscriptionRefusedError
-from server.runtime.receivers import Discarding, Nobody, Reading
+from server.runtime.ending import end_session
+from server.runtime.receivers import Discarding, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -257,7 +258,7 @@ class MqttSession:
         clean_start = row.clean_start or not row.client_id
         if protocol == "3.1.1" and row.clean_start and row.client_id:
             # A clean session ends with its connection there: end the old one first, then begin one that stays.
-            await end_session(self._broker, row, protocol)
+            await end_session(self._broker, row.client_id, protocol)
             clean_start = False
         request = SessionRequest(
             broker=self._broker.connection,
@@ -371,7 +372,7 @@ class MqttSession:
             await self.leave()
         for row in former:
             await self._drain_former(self._row(row.client_id))
-            await end_session(self._broker, row, self._negotiation(row.client_id).choice)
+            await end_session(self._broker, row.client_id, self._negotiation(row.client_id).choice)
             await self._ledger.forget(row.client_id)
             self._memory.unreleased.pop(row.client_id, None)
             self._memory.negotiations.pop(row.client_id, None)
@@ -403,16 +404,3 @@ def _in_turn(subscriptions: Sequence[Subscription]) -> list[Sequence[Subscriptio
     if any(subscription.identifier is not None for subscription in subscriptions):
         return [(subscription,) for subscription in subscriptions]
     return [subscriptions] if subscriptions else []
-
-
-async def end_session(broker: Broker, row: Session, protocol: WireProtocol) -> None:
-    """End a session at the broker: a clean start with expiry 0, and leave (design.md, 3).
-
-    Raises:
-        ConnectionEndedError: the broker is away or refuses.
-    """
-    request = SessionRequest(
-        broker=broker.connection, client_id=row.client_id, clean_start=True, session_expiry=0, receive_maximum=1
-    )
-    connection = await broker.connectors[protocol].connect(request, Nobody())
-    await connection.leave()

@@ -14,6 +14,7 @@ import structlog
 from server.core.backoff import Backoff
 from server.core.lifecycle import State
 from server.mqtt.port import ConnectionEndedError
+from server.runtime.ending import end_session
 from server.runtime.forwarder import Forwarder
 from server.runtime.health import Health, Stuck
 from server.runtime.lag import LoopLag
@@ -30,7 +31,6 @@ from server.runtime.reconcile import (
     Wanted,
     reconcile,
 )
-from server.runtime.session import end_session
 from server.store.errors import StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -369,7 +369,7 @@ class Supervisor:
         while (row := self._ledger.session(client_id)) is not None and row.removal_pending:
             protocol = row.protocol or ("3.1.1" if self._broker.connection.protocol == "3.1.1" else "5")
             try:
-                await end_session(self._broker, row, protocol)
+                await end_session(self._broker, row.client_id, protocol)
             except ConnectionEndedError as error:
                 if error.ended.reason.detail != told:
                     told = error.ended.reason.detail

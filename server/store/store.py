@@ -78,6 +78,15 @@ class Store:
             raise
         self._open = database, worker
 
+    def exists(self) -> bool:
+        """Whether there is a database already, which `open` would not have to create.
+
+        Raises:
+            StoreError: the URL can't be used.
+        """
+        path = database_path(self._url)
+        return path is not None and path.exists()
+
     async def close(self) -> None:
         """Finish what is under way and close the database; harmless if it is not open."""
         if self._open is not None:

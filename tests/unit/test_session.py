@@ -14,9 +14,10 @@ from server.core.mapping import Mapping
 from server.core.subscription import Session, Subscription
 from server.mqtt.port import ConnectionEndedError, Ended
 from server.runtime.counters import Tally
+from server.runtime.ending import end_session, end_unknown_session
 from server.runtime.intake import Intake
 from server.runtime.ledger import Ledger
-from server.runtime.session import MqttSession, SessionMemory, SessionStoppedError, end_session
+from server.runtime.session import MqttSession, SessionMemory, SessionStoppedError
 from tests.fakemqtt import (
     AWAY,
     LOST,
@@ -595,12 +596,48 @@ def test_a_session_is_ended_by_a_clean_start_with_expiry_0(mqtt: FakeMqtt, proto
     @in_virtual_time
     async def run() -> None:
         mqtt.sessions["base-m"] = {"a"}
-        await end_session(mqtt.broker(), ROW, protocol)
+        await end_session(mqtt.broker(), ROW.client_id, protocol)
         assert mqtt.asked == [("connect", "base-m", protocol, True, 0), ("leave", "base-m")]
         assert mqtt.sessions == {}
         mqtt.away = AWAY
         with pytest.raises(ConnectionEndedError):
-            await end_session(mqtt.broker(), ROW, protocol)
+            await end_session(mqtt.broker(), ROW.client_id, protocol)
+
+    run()
+
+
+@pytest.mark.parametrize(
+    ("refusals", "tried"),
+    [
+        ([], ["5"]),
+        ([WRONG_VERSION], ["5", "3.1.1"]),
+        ([SILENT] * 3, ["5", "5", "5", "3.1.1"]),
+    ],
+)
+def test_an_unknown_session_is_ended_over_the_version_the_broker_speaks(
+    mqtt: FakeMqtt, refusals: list[Ended], tried: list[str]
+) -> None:
+    @in_virtual_time
+    async def run() -> None:
+        mqtt.sessions["other"] = {"a"}
+        mqtt.refusals += refusals
+        await end_unknown_session(mqtt.broker(), "other")
+        assert [asked[2] for asked in mqtt.asks("connect")] == tried
+        assert mqtt.sessions == {}
+
+    run()
+
+
+@pytest.mark.parametrize(("refusals", "tries"), [([AWAY], 1), ([SILENT] * 9, 4), ([WRONG_VERSION] * 9, 2)])
+def test_an_unknown_session_at_a_broker_that_refuses_is_not_tried_for_ever(
+    mqtt: FakeMqtt, refusals: list[Ended], tries: int
+) -> None:
+    @in_virtual_time
+    async def run() -> None:
+        mqtt.refusals += refusals
+        with pytest.raises(ConnectionEndedError):
+            await end_unknown_session(mqtt.broker(), "other")
+        assert len(mqtt.asks("connect")) == tries
 
     run()
 
