@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.timeout(480)  # a minute by design, after four services with up to 200 mappings each have started
 @pytest.mark.parametrize("qos", QOS)
 @pytest.mark.parametrize("mappings", MAPPINGS)
 async def test_without_kafka_memory_stays_within_the_budgets_whatever_the_payload(
