@@ -1,14 +1,16 @@
-"""The OpenAPI document: what the routes say of themselves, and the bodies they read by hand."""
+"""The application as FastAPI builds it, and what FastAPI can't know: bodies read by hand, ids around all of it."""
 
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
+from starlette.types import ASGIApp
 
 from server.api.bodies import JSON, MERGE_PATCH
 from server.api.paths import API
 from server.api.preview import PreviewRequest
 from server.api.problems import Problem
+from server.api.request_ids import RequestIds
 from server.core.mapping import Mapping
 
 _REF = "#/components/schemas/{model}"
@@ -32,7 +34,14 @@ _BODIES: dict[tuple[str, str], dict[str, Any]] = {
 
 
 class DocumentedApi(FastAPI):
-    """A FastAPI whose document also has the bodies that routes read by hand, for their size, type and syntax."""
+    """A FastAPI whose document also has the bodies that routes read by hand, for their size, type and syntax.
+
+    Requests get their id outside of everything else, so that also the log of a crash and its answer have it.
+    """
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Everything between the server and the routes."""
+        return RequestIds(super().build_middleware_stack())
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, made once."""

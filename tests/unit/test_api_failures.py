@@ -70,7 +70,7 @@ async def test_a_client_that_leaves_while_sending_is_no_internal_error(api: Api)
     scope = {"type": "http", "method": "POST", "path": MAPPINGS, "headers": headers, "query_string": b""}
     with capture_logs() as logs:
         await api.app(scope, receive, send)
-    assert (sent[0]["status"], logs) == (400, [])
+    assert (sent[0]["status"], [log["event"] for log in logs]) == (400, ["api_request"])
 
 
 async def test_an_unknown_path_is_not_found(api: Api) -> None:
