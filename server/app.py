@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import structlog
 
+from server.api.admin_token import AdminToken
 from server.api.application import create_api
+from server.api.gate import Gate, Opening
 from server.core.address import is_loopback
 from server.core.kafka_options import translate
+from server.files import on_change
 from server.kafka.errorlog import ERROR_LOG
 from server.kafka.producer import Cluster
 from server.mqtt.connectors import connectors
@@ -23,6 +26,7 @@ from server.runtime.supervisor import Supervisor
 from server.store.errors import StoreUnavailableError
 from server.store.lock import StoreLock
 from server.store.store import Store
+from server.tasks import ended
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -55,6 +59,8 @@ class Service:
         base, own_version = config.mqtt.client_id, version("mqtt-kafka-forwarder")
         self.store = Store(settings.database_url, client_id_of=lambda spec: spec.client_id(base))
         self._lock = StoreLock(settings.database_url)
+        self._admin_token = _admin_token(settings)
+        self._gate = Gate(self.store.tokens, opening=_opening(settings), admin=self._admin_token)
         self._supervisor = Supervisor(
             self.store,
             Broker(config.mqtt, connectors()),
@@ -64,20 +70,24 @@ class Service:
         self.api: FastAPI = create_api(
             store=self.store,
             runtime=self._supervisor,
+            gate=self._gate,
             ready_strict=settings.ready_strict,
             loopback_only=is_loopback(settings.host),
             metrics=Metrics(self._supervisor, version=own_version, seed_names=settings.seed_metrics).exposition,
+            metrics_protected=settings.metrics_auth,
             version=own_version,
             lifespan=self._lifespan,
         )
 
     async def open(self) -> None:
-        """Open the store and see that its lock can be had, now or later.
+        """Open the store, and see that somebody can use the API and that the lock can be had, now or later.
 
         Raises:
             StoreError: the store or its lock can't be used.
+            AccessError: nobody could use the API, or the first admin token can't be used.
         """
         await self.store.open()
+        await self._gate.check()
         self._lock.try_acquire()  # whoever holds it is waited for when the service runs
 
     async def close(self) -> None:
@@ -89,14 +99,20 @@ class Service:
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         """Run the supervisor beside the API; at the end drain everything."""
         ERROR_LOG.install()
-        running = asyncio.create_task(self._run(), name="supervisor")
-        running.add_done_callback(self._ended)
+        running = [
+            asyncio.create_task(self._run(), name="supervisor"),
+            asyncio.create_task(self._gate.record_uses(), name="uses of tokens"),
+        ]
+        if (token := self._admin_token) is not None and token.file is not None:
+            running.append(asyncio.create_task(on_change([token.file], token.reload), name="admin token"))
+        for task in running:
+            task.add_done_callback(self._ended)
         try:
             yield
         finally:
-            running.cancel()
-            await asyncio.wait([running])
+            await ended(*running)
             await self._supervisor.shutdown()
+            await self._gate.write_uses()
             await self.close()
 
     def _ended(self, running: asyncio.Task[None]) -> None:
@@ -198,3 +214,15 @@ async def opened(service: Service) -> AsyncIterator[Service]:
         yield service
     finally:
         await service.close()
+
+
+def _admin_token(settings: Settings) -> AdminToken | None:
+    if settings.admin_token is not None:
+        return AdminToken(token=settings.admin_token.get_secret_value())
+    return None if settings.admin_token_file is None else AdminToken(file=settings.admin_token_file)
+
+
+def _opening(settings: Settings) -> Opening:
+    if settings.auth == "none":
+        return Opening.ALWAYS
+    return Opening.WITHOUT_TOKENS if is_loopback(settings.host) else Opening.NEVER

@@ -1,7 +1,7 @@
-"""`mkf`: serve, validate, demo, session end. Owns signals and exit codes; opens the store before uvicorn starts.
+"""`mkf`: serve, validate, demo, token, session. Owns signals and exit codes; opens the store before uvicorn starts.
 
-Exit codes: 0 ended as asked; 1 something broke while running; 2 the settings, the configuration file or the store
-can't be used; 128 + n ended at once by a second signal n.
+Exit codes: 0 ended as asked; 1 something broke while running; 2 the settings, the configuration file, the store or what
+was asked for can't be used; 128 + n ended at once by a second signal n.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import os
 import signal
 import socket
 import sys
+from datetime import UTC, datetime
 from pathlib import Path  # noqa: TC003 - typer reads it at run time
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import structlog
 import typer
@@ -25,21 +26,30 @@ from pydantic import ValidationError
 from server.config.errors import ConfigError
 from server.config.load import load_config
 from server.core.address import address
+from server.core.tokens import Scope, check_name, lifetime
+from server.listening import server_config
 from server.logs import configure_logging
 from server.settings import Settings
-from server.store.errors import StoreError
+from server.store.errors import StoreError, TokenNameTakenError, TokenNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from server.app import Service
     from server.config.load import Config
+    from server.store.stored import StoredToken
+    from server.store.tokens import Tokens
+
+_Result = TypeVar("_Result")
 
 UNUSABLE = 2
-_HTTP_GRACE_SECONDS = 2
 _BACKLOG = 2048
 
+_ACTOR = "cli"
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+token_app = typer.Typer(no_args_is_help=True)
+app.add_typer(token_app, name="token", help="API tokens in the store of MKF_DATABASE_URL, also while the service runs.")
 
 
 @app.callback()
@@ -108,24 +118,94 @@ def serve() -> None:
     raise typer.Exit(code)
 
 
-async def _serve(settings: Settings, config: Config, listening: socket.socket) -> int:
-    from server.app import Service, opened  # noqa: PLC0415 - `mkf validate` must not load the brokers' clients
+@token_app.command("create")
+def create_token(
+    name: Annotated[str, typer.Argument(help="what events and the log call it")],
+    scope: Annotated[Scope, typer.Option(help="admin includes write, and that includes read")],
+    expires: Annotated[str | None, typer.Option(help="after so long, such as 90d or 12h; else never")] = None,
+) -> None:
+    """Make a token. It alone goes to the output, and is shown never again."""
+    try:
+        check_name(name)
+        expires_at = None if expires is None else datetime.now(UTC) + lifetime(expires)
+    except ValueError as error:
+        _refuse(str(error))
+    token, secret = _in_store(lambda tokens: tokens.create(name, scope, expires_at=expires_at, actor=_ACTOR))
+    until = "does not expire" if token.expires_at is None else f"expires at {_time(token.expires_at)}"
+    typer.echo(f"token {token.id} ({token.name}, {token.scope}) {until}; keep it, it is shown only now:", err=True)
+    typer.echo(secret)
 
-    async with opened(Service(settings, config)) as service:
-        return await _until_signalled(service, listening)
 
-
-async def _until_signalled(service: Service, listening: socket.socket) -> int:
-    server = _Server(
-        uvicorn.Config(
-            service.api,
-            log_config=None,
-            lifespan="on",
-            ws="none",
-            timeout_graceful_shutdown=_HTTP_GRACE_SECONDS,
-            access_log=False,
+@token_app.command("list")
+def list_tokens() -> None:
+    """List all tokens that were ever made."""
+    now = datetime.now(UTC)
+    lines: list[tuple[str, ...]] = [("ID", "NAME", "SCOPE", "STATE", "CREATED", "EXPIRES", "LAST USED")]
+    lines += [
+        (
+            str(token.id),
+            token.name,
+            token.scope,
+            token.state(now),
+            *(_time(at) for at in (token.created_at, token.expires_at, token.last_used_at)),
         )
-    )
+        for token in _in_store(lambda tokens: tokens.all())
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+@token_app.command("revoke")
+def revoke_token(token_id: Annotated[int, typer.Argument(metavar="ID", help="as `mkf token list` shows it")]) -> None:
+    """Revoke a token for good. A running service takes notice within a second."""
+
+    async def revoke(tokens: Tokens) -> StoredToken:
+        return await tokens.revoke(token_id, actor=_ACTOR)
+
+    token = _in_store(revoke)
+    typer.echo(f"token {token.id} ({token.name}) is revoked")
+
+
+def _in_store(work: Callable[[Tokens], Awaitable[_Result]]) -> _Result:
+    """Do something with the tokens of the store, which is created if it is missing."""
+    from server.store.store import Store  # noqa: PLC0415 - `mkf validate` needs no database
+
+    store = Store(_settings().database_url, client_id_of=lambda _: "")
+
+    async def opened() -> _Result:
+        await store.open()
+        try:
+            return await work(store.tokens)
+        finally:
+            await store.close()
+
+    try:
+        return asyncio.run(opened())
+    except (TokenNotFoundError, TokenNameTakenError) as error:
+        _refuse(f"{error}; `mkf token list` shows all")
+    except StoreError as error:
+        _refuse(str(error))
+
+
+def _time(at: datetime | None) -> str:
+    return "-" if at is None else at.strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+async def _serve(settings: Settings, config: Config, listening: socket.socket) -> int:
+    # `mkf validate` must not load the brokers' clients.
+    from server.api.admin_token import AccessError  # noqa: PLC0415
+    from server.app import Service, opened  # noqa: PLC0415
+
+    try:
+        async with opened(Service(settings, config)) as service:
+            return await _until_signalled(service, settings, listening)
+    except AccessError as error:
+        _refuse(str(error))
+
+
+async def _until_signalled(service: Service, settings: Settings, listening: socket.socket) -> int:
+    server = _Server(server_config(service.api, trusted_proxies=settings.trusted_proxies))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _asked_to_end, server, number)

@@ -6,7 +6,9 @@ from typing import Any, Literal
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
+from server.api.access import Writer
 from server.api.etags import IfMatch, Precondition, etag
+from server.api.gate import Caller
 from server.api.paths import MappingName
 from server.api.problems import ProblemError, documented
 from server.api.services import Provided, Services
@@ -40,17 +42,23 @@ class SessionReset(Accepted):
 
 
 @router.post("/pause", status_code=202, responses=documented(*_COMMON))
-async def pause_mapping(name: MappingName, if_match: IfMatch, response: Response, services: Provided) -> Accepted:
+async def pause_mapping(
+    name: MappingName, if_match: IfMatch, response: Response, caller: Writer, services: Provided
+) -> Accepted:
     """Pause a mapping: it drains and disconnects, and the broker queues for it. Nothing happens if it is paused."""
 
     def edit(spec: Mapping) -> Mapping:
         return spec.model_copy(update={"paused": True})
 
-    return await _act(name, edit, action="pause", if_match=if_match, response=response, services=services)
+    return await _act(
+        name, edit, action="pause", if_match=if_match, response=response, caller=caller, services=services
+    )
 
 
 @router.post("/resume", status_code=202, responses=documented(*_COMMON))
-async def resume_mapping(name: MappingName, if_match: IfMatch, response: Response, services: Provided) -> Accepted:
+async def resume_mapping(
+    name: MappingName, if_match: IfMatch, response: Response, caller: Writer, services: Provided
+) -> Accepted:
     """Resume a mapping. One that failed starts anew; nothing happens if it runs."""
 
     def edit(spec: Mapping) -> Mapping:
@@ -58,11 +66,15 @@ async def resume_mapping(name: MappingName, if_match: IfMatch, response: Respons
 
     stored = await services.store.mapping(name)
     failed = not stored.spec.paused and services.runtime.state(name) is State.FAILED
-    return await _act(name, edit, action="resume", anew=failed, if_match=if_match, response=response, services=services)
+    return await _act(
+        name, edit, action="resume", anew=failed, if_match=if_match, response=response, caller=caller, services=services
+    )
 
 
 @router.post("/restart", status_code=202, responses=documented("mapping-paused", *_COMMON))
-async def restart_mapping(name: MappingName, if_match: IfMatch, response: Response, services: Provided) -> Accepted:
+async def restart_mapping(
+    name: MappingName, if_match: IfMatch, response: Response, caller: Writer, services: Provided
+) -> Accepted:
     """Restart a mapping: it drains, disconnects and starts again. A paused one can only be resumed."""
 
     def edit(spec: Mapping) -> Mapping:
@@ -71,7 +83,9 @@ async def restart_mapping(name: MappingName, if_match: IfMatch, response: Respon
             raise ProblemError("mapping-paused", f"{name!r} is paused; resume it instead")
         return spec
 
-    return await _act(name, edit, action="restart", anew=True, if_match=if_match, response=response, services=services)
+    return await _act(
+        name, edit, action="restart", anew=True, if_match=if_match, response=response, caller=caller, services=services
+    )
 
 
 @router.post(
@@ -79,14 +93,16 @@ async def restart_mapping(name: MappingName, if_match: IfMatch, response: Respon
     status_code=202,
     responses=documented("mapping-not-paused", *_COMMON),
 )
-async def reset_session(name: MappingName, if_match: IfMatch, response: Response, services: Provided) -> SessionReset:
+async def reset_session(
+    name: MappingName, if_match: IfMatch, response: Response, caller: Writer, services: Provided
+) -> SessionReset:
     """End a paused mapping's MQTT session, with everything the broker has queued for it. Resume begins a new one."""
     stored = await services.store.mapping(name)
     if_match.check(stored)
     state = services.runtime.state(name)
     if stored.spec.paused and state is not State.PAUSED:
         raise ProblemError("mapping-not-paused", f"{name!r} is still {state.value}; try again when it is paused")
-    await services.store.reset_sessions(name, detail={"lost": LOST})
+    await services.store.reset_sessions(name, detail={"lost": LOST}, actor=caller.actor)
     services.runtime.session_reset(name)
     response.headers["etag"] = etag(stored)
     return SessionReset(**_accepted(stored, services), lost=LOST)
@@ -100,6 +116,7 @@ async def _act(
     anew: bool = False,
     if_match: Precondition,
     response: Response,
+    caller: Caller,
     services: Services,
 ) -> Accepted:
     """Store a wish that says the same whatever the mapping's other settings are.
@@ -112,7 +129,9 @@ async def _act(
         if_match.check(stored)
         expected = stored.generation
     with if_match.guarding():
-        changed = await services.store.change(name, edit, expected=expected, action=action, anew=anew)
+        changed = await services.store.change(
+            name, edit, expected=expected, action=action, actor=caller.actor, anew=anew
+        )
     services.runtime.wake()
     response.headers["etag"] = etag(changed)
     return Accepted(**_accepted(changed, services))

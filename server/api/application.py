@@ -6,9 +6,11 @@ from contextlib import AbstractAsyncContextManager
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import RedirectResponse
 
-from server.api import actions, config_export, events, mappings, preview, problems
+from server.api import actions, config_export, events, mappings, preview, problems, tokens
+from server.api.access import NEEDS_TOKEN, authenticated
 from server.api.docs import documentation
 from server.api.failures import install_failures
+from server.api.gate import Gate
 from server.api.health import probes
 from server.api.metrics import exposition
 from server.api.openapi import DocumentedApi
@@ -30,15 +32,19 @@ def create_api(
     *,
     store: Store,
     runtime: Runtime,
+    gate: Gate,
     ready_strict: bool,
     loopback_only: bool,
     metrics: Callable[[], bytes],
+    metrics_protected: bool = False,
     version: str = "0",
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> FastAPI:
     """Build the application; it does nothing with the store or the runtime before the first request.
 
-    `loopback_only` says that it is listened for on loopback only.
+    `loopback_only` says that it is listened for on loopback only, `metrics_protected` that /metrics needs a token too.
+    Probes, the documentation and the OpenAPI document never need one: they hold no secret, and nothing of the mappings
+    but the names of those that are stuck.
     """
     app = DocumentedApi(
         title=_TITLE,
@@ -52,7 +58,7 @@ def create_api(
         # One schema per model, so that what GET shows and what PUT takes is visibly the same object.
         separate_input_output_schemas=False,
     )
-    services = Services(store, runtime)
+    services = Services(store, runtime, gate)
     app.state.services = services
     app.add_middleware(EncodedPaths)
     app.add_middleware(OwnOrigin, loopback_only=loopback_only)
@@ -60,14 +66,15 @@ def create_api(
 
     api = APIRouter(
         prefix=API,
-        dependencies=[Depends(started)],
-        responses=problems.documented("not-started"),
+        # What a route needs beyond that it says itself; a test sees that each does.
+        dependencies=[Depends(authenticated), Depends(started)],
+        responses=NEEDS_TOKEN | problems.documented("not-started"),
     )
-    for part in (mappings, actions, preview, config_export, events):
+    for part in (mappings, actions, preview, config_export, events, tokens):
         api.include_router(part.router)
     app.include_router(api)
     app.include_router(probes(services, ready_strict=ready_strict))
-    app.include_router(exposition(metrics))
+    app.include_router(exposition(metrics, protected=metrics_protected))
     app.include_router(problems.router)
     app.include_router(documentation(_TITLE))
     app.add_api_route("/", _to_docs, include_in_schema=False)

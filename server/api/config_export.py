@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Response
 
+from server.api.access import READ
 from server.api.problems import documented
 from server.api.services import Provided
 from server.config.export import export_forwarding
@@ -12,6 +13,7 @@ router = APIRouter(prefix="/config", tags=["configuration"])
 @router.get(
     "/export",
     response_class=Response,
+    dependencies=[READ],
     responses=documented("store-unavailable")
     | {200: {"content": {"text/yaml": {"schema": {"type": "string"}}}, "description": "`forwarding:` as YAML"}},
 )

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
+from server.api.access import READ
 from server.api.problems import documented
 from server.api.services import Provided
 
@@ -17,9 +18,11 @@ class Event(BaseModel):
 
     id: int
     at: datetime
-    actor: str = Field(description="api, file or service")
+    actor: str = Field(
+        description="token:NAME, admin (environment), cli, file, service, or api where no token is needed"
+    )
     action: str
-    mapping: str
+    mapping: str | None = Field(description="null if it concerns none, as with tokens")
     detail: dict[str, Any]
 
 
@@ -30,7 +33,7 @@ class EventPage(BaseModel):
     next_before: int | None = Field(description="`before` for the next page; null on the last")
 
 
-@router.get("/events", responses=documented("invalid", "store-unavailable"))
+@router.get("/events", responses=documented("invalid", "store-unavailable"), dependencies=[READ])
 async def list_events(
     services: Provided,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
@@ -47,7 +50,7 @@ async def list_events(
                 at=event.at,
                 actor=event.actor,
                 action=event.action,
-                mapping=event.mapping,
+                mapping=event.mapping or None,
                 detail=event.detail,
             )
             for event in page

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
+from server.api.access import READ, Writer
 from server.api.bodies import JSON, MERGE_PATCH, merge_patched, read_json
 from server.api.etags import IfMatch, etag
 from server.api.paths import MappingName, mapping_url
@@ -63,7 +64,7 @@ class Acceptable(BaseModel):
     warnings: list[str] = Field(description="what is allowed and may still surprise")
 
 
-@router.get("", responses=documented("invalid", "store-unavailable"))
+@router.get("", responses=documented("invalid", "store-unavailable"), dependencies=[READ])
 async def list_mappings(
     services: Provided,
     state: Annotated[list[State] | None, Query(description="only mappings in one of these states")] = None,
@@ -87,7 +88,7 @@ async def list_mappings(
         items=[
             MappingItem(
                 mapping=stored.spec,
-                status=services.runtime.status(stored),
+                status=services.status(stored),
                 generation=stored.generation,
                 origin=stored.origin,
                 created_at=stored.created_at,
@@ -100,17 +101,17 @@ async def list_mappings(
 
 
 @router.post("", status_code=201, responses=_CREATE)
-async def create_mapping(request: Request, response: Response, services: Provided) -> Mapping:
+async def create_mapping(request: Request, response: Response, caller: Writer, services: Provided) -> Mapping:
     """Create a mapping. It starts at once, unless it is paused."""
     spec = parse(Mapping, await read_json(request))
-    stored = await services.store.create(spec)
+    stored = await services.store.create(spec, actor=caller.actor)
     services.runtime.wake()
     response.headers["location"] = mapping_url(request, spec.name)
     response.headers["etag"] = etag(stored)
     return stored.spec
 
 
-@router.post("/validate", responses=_CREATE)
+@router.post("/validate", responses=_CREATE, dependencies=[READ])
 async def validate_mapping(request: Request, services: Provided) -> Acceptable:
     """Tell whether a mapping would be accepted; nothing is stored.
 
@@ -124,7 +125,7 @@ async def validate_mapping(request: Request, services: Provided) -> Acceptable:
     return Acceptable(warnings=_warnings(spec, durable=bool(client_id)))
 
 
-@router.get("/{name}", responses=_READ)
+@router.get("/{name}", responses=_READ, dependencies=[READ])
 async def read_mapping(name: MappingName, response: Response, services: Provided) -> Mapping:
     """Read a mapping: the document to edit and PUT back. Its ETag is its generation."""
     stored = await services.store.mapping(name)
@@ -134,7 +135,7 @@ async def read_mapping(name: MappingName, response: Response, services: Provided
 
 @router.put("/{name}", responses=_WRITE)
 async def replace_mapping(
-    name: MappingName, if_match: IfMatch, request: Request, response: Response, services: Provided
+    *, name: MappingName, if_match: IfMatch, request: Request, response: Response, caller: Writer, services: Provided
 ) -> Mapping:
     """Replace a mapping. Never creates one. Without `name` it is the URL's; without `paused` that stays as it is."""
     document = await read_json(request)
@@ -142,13 +143,15 @@ async def replace_mapping(
     if_match.check(stored)
     spec = parse_mapping(document, name=name, paused=stored.spec.paused)
     with if_match.guarding():
-        changed = await services.store.change(name, lambda _: spec, expected=stored.generation, action="replace")
+        changed = await services.store.change(
+            name, lambda _: spec, expected=stored.generation, action="replace", actor=caller.actor
+        )
     return _changed(changed, response, services)
 
 
 @router.patch("/{name}", responses=_WRITE)
 async def patch_mapping(
-    name: MappingName, if_match: IfMatch, request: Request, response: Response, services: Provided
+    *, name: MappingName, if_match: IfMatch, request: Request, response: Response, caller: Writer, services: Provided
 ) -> Mapping:
     """Change a mapping by a JSON merge patch (RFC 7396): null removes a key, that is, restores its default."""
     patch = await read_json(request, MERGE_PATCH, JSON)
@@ -156,7 +159,9 @@ async def patch_mapping(
     if_match.check(stored)
     spec = parse_mapping(merge_patched(stored.spec.document(), patch), name=name)
     with if_match.guarding():
-        changed = await services.store.change(name, lambda _: spec, expected=stored.generation, action="patch")
+        changed = await services.store.change(
+            name, lambda _: spec, expected=stored.generation, action="patch", actor=caller.actor
+        )
     return _changed(changed, response, services)
 
 
@@ -165,19 +170,19 @@ async def patch_mapping(
     status_code=204,
     responses=documented("malformed-if-match", "mapping-not-found", "lost-race", "stale-if-match", "store-unavailable"),
 )
-async def delete_mapping(name: MappingName, if_match: IfMatch, services: Provided) -> None:
+async def delete_mapping(name: MappingName, if_match: IfMatch, caller: Writer, services: Provided) -> None:
     """Delete a mapping. It drains, then its MQTT session is ended at the broker."""
     stored = await services.store.mapping(name)
     if_match.check(stored)
     with if_match.guarding():
-        await services.store.delete(name, expected=stored.generation)
+        await services.store.delete(name, expected=stored.generation, actor=caller.actor)
     services.runtime.wake()
 
 
-@router.get("/{name}/status", tags=["operation"], responses=_READ)
+@router.get("/{name}/status", tags=["operation"], responses=_READ, dependencies=[READ])
 async def read_status(name: MappingName, services: Provided) -> MappingStatus:
     """Observe a mapping."""
-    return services.runtime.status(await services.store.mapping(name))
+    return services.status(await services.store.mapping(name))
 
 
 def _changed(stored: StoredMapping, response: Response, services: Services) -> Mapping:

@@ -1,8 +1,9 @@
 """Web pages from elsewhere must not use the service through the browser of somebody who can reach it.
 
-There is no authentication yet, so who can reach it may do everything, and a browser can be told by any page to send
-requests. It always says from which origin they come (cross-site request forgery), and by which name it believes to
-call us (DNS rebinding: the page's own name, which now leads to our address).
+Where no token is needed, on loopback before the first one is made or with MKF_AUTH=none, who can reach it may do
+everything, and a browser can be told by any page to send requests. It always says from which origin they come
+(cross-site request forgery), and by which name it believes to call us (DNS rebinding: the page's own name, which now
+leads to our address). Where tokens are needed such a page has none to send, and this is a second lock.
 """
 
 from typing import TYPE_CHECKING

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from server.api.access import READ
 from server.api.bodies import read_json
 from server.api.problems import documented
 from server.api.services import Provided
@@ -107,6 +108,7 @@ class Preview(BaseModel):
 @router.post(
     "/preview",
     responses=documented("malformed-json", "body-too-large", "unsupported-media-type", "invalid"),
+    dependencies=[READ],
 )
 async def preview(request: Request, services: Provided) -> Preview:
     """Tell which Kafka record a message would become, or why it would not; nothing is sent or stored."""

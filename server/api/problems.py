@@ -18,6 +18,8 @@ from server.store.errors import (
     NameTakenError,
     StoreError,
     StoreUnavailableError,
+    TokenNameTakenError,
+    TokenNotFoundError,
 )
 
 MEDIA_TYPE = "application/problem+json"
@@ -42,6 +44,18 @@ KINDS: dict[str, Kind] = {
     "malformed-if-match": Kind(
         400, "Malformed If-Match", 'If-Match must be a list of ETags with their quotes, such as "3", or *.'
     ),
+    "unauthenticated": Kind(
+        401,
+        "Not authenticated",
+        "A token is needed: Authorization: Bearer mkf_... `mkf token create` makes one, and so does POST "
+        "/api/v1/tokens; the first comes from MKF_ADMIN_TOKEN.",
+    ),
+    "insufficient-scope": Kind(
+        403,
+        "Not allowed",
+        "The token's scope does not allow this. read: whatever changes nothing; write: also mappings; admin: also "
+        "tokens.",
+    ),
     "cross-site": Kind(
         403,
         "Cross-site request",
@@ -62,6 +76,10 @@ KINDS: dict[str, Kind] = {
     ),
     "method-not-allowed": Kind(405, "Method not allowed", "The Allow header lists the methods of this path."),
     "name-taken": Kind(409, "Name taken", "A mapping of this name exists. Change it with PUT or PATCH."),
+    "token-not-found": Kind(404, "No such token", "No token has this id. GET /api/v1/tokens lists all."),
+    "token-name-taken": Kind(
+        409, "Token name taken", "A token of this name is in use. Choose another name, or revoke that one first."
+    ),
     "lost-race": Kind(
         409, "Lost a race", "The mapping was changed while this request ran; nothing was written. Read it and repeat."
     ),
@@ -77,6 +95,12 @@ KINDS: dict[str, Kind] = {
     "body-too-large": Kind(413, "Body too large", "A request's body may have at most 1 MiB."),
     "unsupported-media-type": Kind(
         415, "Unsupported media type", "Send application/json; PATCH also takes application/merge-patch+json."
+    ),
+    "too-many-attempts": Kind(
+        429,
+        "Too many failed attempts",
+        "From this address came too many tokens that are not accepted; Retry-After says how many seconds to wait. A "
+        "token that is accepted does not have to.",
     ),
     "invalid": Kind(422, "Invalid input", "`errors` says where and why, as JSON pointers into the body."),
     "internal": Kind(500, "Internal error", "A fault of the service; its log has the details."),
@@ -157,13 +181,15 @@ _SLUGS: dict[type[StoreError], str] = {
     MappingNotFoundError: "mapping-not-found",
     MappingNotPausedError: "mapping-not-paused",
     NameTakenError: "name-taken",
+    TokenNameTakenError: "token-name-taken",
+    TokenNotFoundError: "token-not-found",
 }
 
 
 def of_store_error(error: StoreError) -> ProblemError:
     """What an error of the store means to a caller."""
     match error:
-        case MappingNotFoundError() | MappingNotPausedError() | NameTakenError():
+        case _ if type(error) in _SLUGS:
             return ProblemError(_SLUGS[type(error)], str(error))
         case ClientIdTakenError():
             return invalid([client_id_taken(error.client_id, error.mapping)])

@@ -5,17 +5,27 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from server.api.gate import Gate
 from server.api.ports import Runtime
 from server.api.problems import ProblemError
-from server.store.store import Store
+from server.runtime.status import MappingStatus
+from server.store.store import Store, StoredMapping
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The two sides of the API: what is wanted, and what runs."""
+    """The two sides of the API, what is wanted and what runs, and who may use it."""
 
     store: Store
     runtime: Runtime
+    gate: Gate
+
+    def status(self, stored: StoredMapping) -> MappingStatus:
+        """The status of a mapping, with what there is to warn of for all of them."""
+        status = self.runtime.status(stored)
+        if not self.gate.warnings:
+            return status
+        return status.model_copy(update={"warnings": [*status.warnings, *self.gate.warnings]})
 
 
 def _services(request: Request) -> Services:

@@ -55,3 +55,17 @@ class GenerationChangedError(StoreError):
         self.name = name
         self.expected = expected
         self.actual = actual
+
+
+class TokenNotFoundError(StoreError):
+    """There is no API token with this id."""
+
+    def __init__(self, token_id: int) -> None:
+        super().__init__(f"there is no API token with the id {token_id}")
+
+
+class TokenNameTakenError(StoreError):
+    """A token of this name is in use."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"an API token {name!r} is in use; choose another name, or revoke that one first")

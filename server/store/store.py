@@ -21,6 +21,7 @@ from server.store.location import database_path
 from server.store.migrate import migrate
 from server.store.stored import Actor, ApplyReport, Origin, SessionChange, StoredEvent, StoredMapping
 from server.store.tables import EventRow, FileEntryRow, HeartbeatRow, MappingRow, SessionRow
+from server.store.tokens import Tokens
 from server.store.worker import Worker
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Store:
         self._open: tuple[Database, Worker] | None = None
         # Rises with every change that was made through this store: what was read at the same revision is still so.
         self.revision = 0
+        self.tokens = Tokens(self._read, self._write)
 
     async def open(self) -> None:
         """Create the database and its folder if missing, check it, and bring it to this version's schema.

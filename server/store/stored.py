@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -10,9 +10,11 @@ if TYPE_CHECKING:
 
     from server.core.mapping import Mapping
     from server.core.subscription import Session
+    from server.core.tokens import Scope
 
 Origin = Literal["file", "api"]
-Actor = Literal["api", "file", "service"]
+# Who did it: "api" (without a token), "token:NAME", "admin (environment)", "cli", "file" or "service".
+Actor = str
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class SessionChange:
 
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
-    """Who did what to which mapping; `id` rises with time, `at` is UTC, `actor` is one of Actor."""
+    """Who did what to which mapping ("" if to none); `id` rises with time, `at` is UTC, `actor` is an Actor."""
 
     id: int
     at: datetime
@@ -54,6 +56,29 @@ class StoredEvent:
     action: str
     mapping: str
     detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredToken:
+    """An API token, without the secret, which nobody keeps; times are UTC.
+
+    A token without `expires_at` does not expire. `last_used_at` is up to a minute behind.
+    """
+
+    id: int
+    name: str
+    hash: str = field(repr=False)
+    scope: Scope
+    created_at: datetime
+    expires_at: datetime | None = None
+    last_used_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+    def state(self, now: datetime) -> Literal["active", "expired", "revoked"]:
+        """Whether it is accepted at `now`, or why not."""
+        if self.revoked_at is not None:
+            return "revoked"
+        return "active" if self.expires_at is None or now < self.expires_at else "expired"
 
 
 @dataclass(frozen=True, slots=True)

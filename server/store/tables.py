@@ -10,8 +10,9 @@ from sqlmodel import Field, SQLModel
 
 from server.core.mapping import Mapping
 from server.core.subscription import Session, Subscription, WireProtocol
+from server.core.tokens import Scope
 from server.store.errors import StoreError
-from server.store.stored import Origin, StoredEvent, StoredMapping
+from server.store.stored import Origin, StoredEvent, StoredMapping, StoredToken
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -141,7 +142,7 @@ class SessionRow(SQLModel, table=True):
 
 
 class EventRow(SQLModel, table=True):
-    """Something that happened to a mapping."""
+    """Something that happened to a mapping, or, where that is "", to the service."""
 
     __tablename__ = "event"
 
@@ -155,6 +156,34 @@ class EventRow(SQLModel, table=True):
     def stored(self) -> StoredEvent:
         """The row, which has been written and so has its id, as a value."""
         return StoredEvent(cast("int", self.id), self.at, self.actor, self.action, self.mapping, self.detail)
+
+
+class TokenRow(SQLModel, table=True):
+    """An API token: the hash of its secret, and what is known of it. Rows stay when a token is revoked."""
+
+    __tablename__ = "api_token"
+
+    id: int | None = Field(default=None, primary_key=True)
+    name: str
+    hash: str = Field(index=True, unique=True)
+    scope: str
+    created_at: datetime = Field(sa_column=Column(UtcDateTime, nullable=False))
+    expires_at: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True))
+    last_used_at: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True))
+    revoked_at: datetime | None = Field(default=None, sa_column=Column(UtcDateTime, nullable=True))
+
+    def stored(self) -> StoredToken:
+        """The row, which has been written and so has its id, as a value."""
+        return StoredToken(
+            id=cast("int", self.id),
+            name=self.name,
+            hash=self.hash,
+            scope=Scope(self.scope),
+            created_at=self.created_at,
+            expires_at=self.expires_at,
+            last_used_at=self.last_used_at,
+            revoked_at=self.revoked_at,
+        )
 
 
 class HeartbeatRow(SQLModel, table=True):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from server.api.application import create_api
+from server.api.gate import Gate, Opening
 from server.core.lifecycle import State
 from server.runtime.health import Health
 from server.runtime.status import Counters, InFlight, MappingStatus, MqttStatus, Rates
@@ -101,6 +102,7 @@ async def api_under_test(folder: Path, **options: Any) -> AsyncIterator[Api]:
     await store.open()
     runtime = FakeRuntime()
     settings: dict[str, Any] = {"ready_strict": False, "loopback_only": False, "metrics": lambda: b"m 1\n"} | options
+    settings.setdefault("gate", Gate(store.tokens, opening=Opening.WITHOUT_TOKENS))
     app = create_api(store=store, runtime=runtime, **settings)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     try:

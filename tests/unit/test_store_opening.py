@@ -20,6 +20,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, create_engine
 
 from server.core.mapping import Mapping
+from server.core.tokens import Scope
 from server.store import migrate
 from server.store import store as store_module
 from server.store.errors import StoreError, StoreUnavailableError
@@ -45,12 +46,12 @@ async def start():
 
 asyncio.run(start())
 """
-_SECOND_MIGRATION = """
+_NEXT_MIGRATION = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "9000"
+down_revision = "{newest}"
 branch_labels = None
 depends_on = None
 
@@ -59,6 +60,13 @@ def upgrade():
     {then}
 """
 
+_EVERYTHING_OF_0001 = (
+    "SELECT * FROM mapping",
+    "SELECT * FROM deleted_mapping",
+    "SELECT * FROM file_entry",
+    "SELECT * FROM session",
+    "SELECT * FROM event",
+)
 
 MAPPING = Mapping.model_validate({"name": "demo", "mqtt": {"topic": "demo/#"}, "kafka": {"topic": "demo"}})
 
@@ -189,12 +197,13 @@ def test_several_processes_that_start_at_once_on_a_fresh_database_all_succeed(tm
 
 async def test_a_migration_that_crashes_leaves_a_file_that_starts(tmp_path: Path, own_migrations: Path) -> None:
     path = tmp_path / "store.db"
-    second = own_migrations / "v0002_second.py"
-    second.write_text(_SECOND_MIGRATION.format(then="raise RuntimeError('crash')"))
+    following = own_migrations / "v9000_following.py"
+    newest = max(path.name[1:5] for path in own_migrations.glob("v*.py"))
+    following.write_text(_NEXT_MIGRATION.format(newest=newest, then="raise RuntimeError('crash')"))
     with pytest.raises(RuntimeError, match="crash"):
         await opened_and_closed(path)
     assert tables(path) == set()
-    second.write_text(_SECOND_MIGRATION.format(then="return  # mended"))
+    following.write_text(_NEXT_MIGRATION.format(newest=newest, then="return  # mended"))
     await opened_and_closed(path)
     assert "half_done" in tables(path)
 
@@ -205,11 +214,34 @@ async def test_an_older_database_is_brought_up_to_date_with_its_content(tmp_path
     await store.open()
     await store.create(MAPPING)
     await store.close()
-    (own_migrations / "v0002_second.py").write_text(_SECOND_MIGRATION.format(then="return"))
+    newest = max(path.name[1:5] for path in own_migrations.glob("v*.py"))
+    (own_migrations / "v9000_following.py").write_text(_NEXT_MIGRATION.format(newest=newest, then="return"))
     await store.open()
     assert len(await store.events(limit=5)) == 1
     await store.close()
     assert "half_done" in tables(path)
+
+
+async def test_a_store_of_schema_0001_keeps_all_it_has_and_gets_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript((Path(__file__).parent / "data" / "store-0001.sql").read_text())
+        before = [connection.execute(query).fetchall() for query in _EVERYTHING_OF_0001]
+    assert all(before), "the old store has something in each of its tables"
+    store = store_at(path)
+    await store.open()
+    assert [stored.spec.name for stored in await store.mappings()] == ["möbel/1", "plant"]
+    assert (await store.session("base-plant") or pytest.fail("no session")).held_qos2
+    assert await store.tokens.all() == []
+    await store.tokens.create("ci", Scope.WRITE, expires_at=None, actor="cli")
+    newest, *older = await store.events(limit=100)
+    assert (newest.action, newest.mapping) == ("create token", "")
+    assert [event.mapping for event in older] == ["plant", "gone", "gone", "möbel/1", "plant"]
+    await store.close()
+    with closing(sqlite3.connect(path)) as connection:
+        after = [connection.execute(query).fetchall() for query in _EVERYTHING_OF_0001]
+        assert [rows[: len(found)] for rows, found in zip(after, before, strict=True)] == before
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("0002",)]
 
 
 async def test_a_database_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
