@@ -42,8 +42,13 @@ class TlsError:
     text: str
 
 
-def tls_reason(error: TlsError, *, address: str, server_name: str, shows_certificate: bool) -> Reason:
-    """Why TLS with the broker at this address failed; `shows_certificate` says whether we have one to show."""
+def tls_reason(
+    error: TlsError, *, address: str, server_name: str, shows_certificate: bool, established: bool = False
+) -> Reason:
+    """Why TLS with the broker at this address failed.
+
+    `shows_certificate` says whether we have one to show, `established` whether MQTT was already spoken.
+    """
     if error.verify_code:
         return _certificate_reason(error, address, server_name)
     alert = _CLIENT_CERTIFICATE_ALERTS.get(error.name)
@@ -57,13 +62,18 @@ def tls_reason(error: TlsError, *, address: str, server_name: str, shows_certifi
             "mqtt_client_certificate",
             f"the broker at {address} refuses our client certificate, {alert} ({error.name}); {what}",
         )
+    said = error.name or error.text
+    if established:
+        return Reason(
+            "mqtt_tls", f"TLS with the broker at {address} broke ({said}); does something in between interfere?"
+        )
     if error.name in _NOT_TLS:
-        return no_tls(address, f"it answers with something else than TLS ({error.name})")
+        return no_tls(address, f"it answers with something else than TLS ({said})")
     hint = "" if shows_certificate else ", or it wants a client certificate"
     return Reason(
         "mqtt_tls",
-        f"no TLS with the broker at {address} ({error.name or error.text}): it and this side have no version, cipher "
-        f"or ALPN protocol in common{hint}",
+        f"no TLS with the broker at {address} ({said}): it and this side agree on no version, cipher, ALPN protocol or "
+        f"server name{hint}",
     )
 
 
@@ -112,6 +122,16 @@ def foreign_answer(address: str, answer: bytes, *, is_tls: bool, is_websocket: b
             "correct mqtt.port",
         )
     return None
+
+
+def unanswered(address: str, *, is_tls: bool) -> Reason:
+    """The broker closed the connection and had not sent a byte: so do many to which the wrong protocol is spoken."""
+    wanted = "a client certificate (mqtt.tls.client_cert)" if is_tls else "TLS (mqtt.tls)"
+    return Reason(
+        "mqtt_unanswered",
+        f"the broker at {address} closed the connection without an answer; it may want {wanted}, WebSocket "
+        "(mqtt.transport), or another version of MQTT (mqtt.protocol) on this port",
+    )
 
 
 _STATUS_HINTS = {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 
 from server.core.lifecycle import Reason
-from server.core.transport_failures import foreign_answer
+from server.core.transport_failures import foreign_answer, unanswered
 from server.mqtt.packet import MAX_LENGTH_BYTES, packet_size
 from server.mqtt.port import MESSAGE_OVERHEAD_BYTES, ConnectionEndedError, Ended
 from server.mqtt.readbuffer import ReadBuffer
@@ -307,19 +307,14 @@ class BaseConnection(ABC):
         if is_end(error):
             error = None
         elif isinstance(error, ssl.SSLError):
-            return Ended(reason_of(error, broker))
+            return Ended(reason_of(error, broker, established=self._granted is not None))
         by_broker = error is None or isinstance(error, ConnectionResetError | BrokenPipeError)
+        if by_broker and self._heard_at is None:
+            return Ended(unanswered(broker.address, is_tls=broker.tls is not None), silent=error is None)
         unexplained = by_broker and self._granted is not None
         hint = ", perhaps because another client uses the client id" if unexplained else ""
-        if by_broker and self._heard_at is None:
-            wanted = "TLS or WebSocket" if broker.tls is None else "a client certificate"
-            hint = f" before it sent anything; does it want {wanted} on this port?"
         what = f"the connection to {broker.address} was lost: {error or 'closed by the broker'}{hint}"
-        return Ended(
-            Reason("mqtt_connection_lost", what),
-            silent=error is None and self._heard_at is None,
-            unexplained=unexplained,
-        )
+        return Ended(Reason("mqtt_connection_lost", what), unexplained=unexplained)
 
     def closed(self, ended: Ended) -> None:
         """The socket is gone; tell everyone who waits."""

@@ -87,8 +87,8 @@ def ssl_context(tls: MqttTls) -> ssl.SSLContext:
     return context
 
 
-def reason_of(error: ssl.SSLError, broker: MqttConnection) -> Reason:
-    """Why TLS with this broker failed, or broke."""
+def reason_of(error: ssl.SSLError, broker: MqttConnection, *, established: bool = False) -> Reason:
+    """Why TLS with this broker failed, or broke when MQTT was already `established`."""
     return tls_reason(
         TlsError(
             name=error.reason or "",
@@ -98,6 +98,7 @@ def reason_of(error: ssl.SSLError, broker: MqttConnection) -> Reason:
         address=broker.address,
         server_name=broker.server_name,
         shows_certificate=broker.tls is not None and broker.tls.client_cert is not None,
+        established=established,
     )
 
 

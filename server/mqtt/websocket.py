@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from typing import TYPE_CHECKING, cast
 
 from websockets.client import ClientProtocol
@@ -20,7 +21,7 @@ from websockets.uri import parse_uri
 from server.core.lifecycle import Reason
 from server.core.transport_failures import foreign_answer, websocket_protocol, websocket_status
 from server.mqtt.port import ConnectionEndedError, Ended
-from server.mqtt.tls import is_end
+from server.mqtt.tls import is_end, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -124,11 +125,14 @@ class WebSocket(asyncio.Transport, asyncio.Protocol):
         if self._is_open:
             self._mqtt.connection_lost(self._failure or exc)
         elif not self._accepted.done():
-            if exc is not None and not is_end(exc):
-                self._accepted.set_exception(exc)
-            else:
-                said = "it closed the connection instead of answering the request"
-                self._accepted.set_exception(self._failure or self._refusal(said))
+            self._accepted.set_exception(self._failure or self._unopened(exc))
+
+    def _unopened(self, error: Exception | None) -> ConnectionEndedError:
+        """Why there was no answer to the request."""
+        if isinstance(error, ssl.SSLError) and not is_end(error):
+            return ConnectionEndedError(Ended(reason_of(error, self._broker)))
+        said = "it closed the connection instead of answering the request"
+        return self._refusal(said if self._broker.tls is not None else f"{said}, as a port does that wants TLS")
 
     # --- a transport to the connection ------------------------------------------------------------------------------
 
@@ -194,7 +198,7 @@ class WebSocket(asyncio.Transport, asyncio.Protocol):
             )
             return ConnectionEndedError(Ended(reason))
         if isinstance(error, InvalidMessage):
-            return self._refusal("it does not answer in HTTP" if self._heard else "it closed the connection")
+            return self._refusal("it does not answer in HTTP") if self._heard else self._unopened(None)
         if isinstance(error, InvalidHandshake):
             return self._refusal(f"its answer is not as it should be ({str(error)[:_SHOWN_CHARACTERS]})")
         return self._refusal(type(error).__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import shutil
+import signal
 import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,11 @@ from tests.brokers.process import accepts, free_port
 if TYPE_CHECKING:
     from pathlib import Path
 
-KINDS = ["tcp", "tls", "mtls", "ws", "wss"]
+KINDS = ["tcp", "tls", "mtls", "ws", "wss", "mwss"]  # m: the client shows a certificate
+OVER_TLS = ["tls", "mtls", "wss", "mwss"]
+OVER_WEBSOCKET = ["ws", "wss", "mwss"]
+WITH_CERTIFICATE = ["mtls", "mwss"]
+_RELOADING = "Reloading config"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,12 @@ class SecureMosquitto(Mosquitto):
         if passwords:
             subprocess.run([_passwd(), "-U", self._password_file], check=True)
 
+    def reload(self) -> None:
+        """Take up changed passwords; whoever does not fit them any more is thrown out."""
+        before = self.log().count(_RELOADING)
+        self.signal(signal.SIGHUP)
+        self.wait_until(lambda: self.log().count(_RELOADING) > before, timeout=10, what="reloading")
+
     def start(self) -> None:
         """Start and wait for every listener."""
         super().start()
@@ -93,9 +104,9 @@ class SecureMosquitto(Mosquitto):
     def mqtt(self, kind: str, client: PemFiles | None = None, **tls: Any) -> dict[str, Any]:
         """What the service's configuration says under `mqtt` to come in by a listener of this kind."""
         section: dict[str, Any] = {"host": self.host, "port": self.port_of(kind)}
-        if kind in {"ws", "wss"}:
+        if kind in OVER_WEBSOCKET:
             section["transport"] = "websocket"
-        if kind in {"tls", "mtls", "wss"}:
+        if kind in OVER_TLS:
             section["tls"] = {"ca_cert": str(self.authority.ca_cert), **tls}
         if client is not None:
             section["tls"] |= {"client_cert": str(client.cert), "client_key": str(client.key)}
@@ -113,11 +124,11 @@ class SecureMosquitto(Mosquitto):
         )
         for kind, of_kind in self.ports.items():
             lines.append(f"listener {of_kind} {self.host}")
-            if kind in {"ws", "wss"}:
+            if kind in OVER_WEBSOCKET:
                 lines.append("protocol websockets")
-            if kind != "ws":
+            if kind in OVER_TLS:
                 lines += files
-            if kind == "mtls":
+            if kind in WITH_CERTIFICATE:
                 lines.append("require_certificate true")
         return lines
 

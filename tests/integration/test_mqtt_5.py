@@ -256,7 +256,8 @@ async def test_a_session_ends_by_a_clean_start_without_expiry(
 async def test_a_broker_that_closes_before_a_byte_is_silent(version: Version) -> None:
     refused = await version.refusal()
     assert refused.silent
-    assert refused.reason.code == "mqtt_connection_lost"
+    assert refused.reason.code == "mqtt_unanswered"
+    assert "mqtt.tls" in refused.reason.detail
 
 
 async def test_a_broker_that_closes_in_the_middle_of_connack_is_not_silent(version: Version) -> None:
