@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import shutil
 import signal
 import subprocess
@@ -44,8 +44,8 @@ class Authority:
 
     def issue(self, name: str, *hosts: str, expired: bool = False) -> PemFiles:
         """Sign a certificate for these hosts and write it to files of this name, in the place of those before."""
-        hour = datetime.timedelta(hours=1)
-        now = datetime.datetime.now(tz=datetime.UTC)
+        hour = dt.timedelta(hours=1)
+        now = dt.datetime.now(tz=dt.UTC)
         issued = self._ca.issue_cert(
             *hosts, not_before=now - 2 * hour, not_after=now - hour if expired else now + 24 * hour
         )
