@@ -9,7 +9,7 @@ import asyncio
 import itertools
 from collections import deque
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import mqtt5
 
@@ -50,8 +50,7 @@ class Connection(asyncio.Protocol):
         return len(self._in_flight)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by class
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None:

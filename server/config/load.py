@@ -12,7 +12,7 @@ from server.config.document import Node, Scalar, Sequence, Table, is_null, plain
 from server.config.errors import ConfigError, Path, Problem, dotted
 from server.config.interpolation import interpolate
 from server.config.schema import Model, build, did_you_mean
-from server.core.connections import KafkaConnection, MqttConnection
+from server.core.connections import KafkaConnection, MqttConnection, MqttTls
 from server.core.kafka_options import KafkaOptionsError, translate
 from server.core.mapping import Mapping, effective_client_id
 
@@ -129,12 +129,17 @@ class _Reading:
         section = self._section("mqtt")
         if section is None:
             return None
-        self._add(_not_supported_yet(section))
+        self._add(_tls_without_values(section))
         mqtt = self._build(MqttConnection, section, ("mqtt",), section.line)
         if mqtt is not None and not mqtt.client_id:
             self._warnings.append(
                 "mqtt.client_id is not set: the sessions of mappings without a client id of their own are not durable, "
                 "and the broker keeps nothing for them while they are not connected"
+            )
+        if mqtt is not None and mqtt.tls is not None and mqtt.tls.insecure_skip_verify:
+            self._warnings.append(
+                "mqtt.tls.insecure_skip_verify is set: the broker's certificate is not checked, so anybody in between "
+                "can read the credentials and messages, and answer in its place"
             )
         return mqtt
 
@@ -218,18 +223,15 @@ def _scalar(node: Node, *path: str) -> Scalar | None:
     return node if isinstance(node, Scalar) and not is_null(node) else None
 
 
-def _not_supported_yet(section: Table) -> list[Problem]:
-    """Refuse what is understood but what no adapter does so far: the one place to delete from when it does."""
-    transport, tls = _scalar(section, "transport"), section.entries.get("tls")
-    wanted = {
-        "transport": transport is not None and transport.text == "websocket",
-        "tls": isinstance(tls, Table) and not all(is_null(value) for value in tls.entries.values()),
-    }
-    return [
-        Problem(section.key_lines[key], dotted(("mqtt", key)), "is not supported yet")
-        for key, is_wanted in wanted.items()
-        if is_wanted
-    ]
+def _tls_without_values(section: Table) -> list[Problem]:
+    """Refuse a template that nobody filled in: whether to encrypt is not to be guessed."""
+    tls = section.entries.get("tls")
+    if not isinstance(tls, Table) or not tls.entries or not MqttTls.model_fields.keys() >= tls.entries.keys():
+        return []
+    if not all(map(is_null, tls.entries.values())):
+        return []
+    message = "has no values; write 'tls: true' for TLS with the system's authorities, or leave it out for none"
+    return [Problem(section.key_lines["tls"], "mqtt.tls", message)]
 
 
 def _as_text(node: Node) -> Node:

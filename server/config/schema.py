@@ -60,7 +60,7 @@ def _unknown_keys(model: type[BaseModel], section: Table, path: Path) -> Iterato
 
 
 def _known(model: type[BaseModel], section: Table, inside: Path = ()) -> Table:
-    """Leave out unknown keys, nulls, and optional sections in which everything is null."""
+    """Leave out unknown keys, nulls, and optional sections in which all is null, unless to be there is enough."""
     nested = _sections(model)
     kept: dict[str, Node] = {}
     for key, child in section.entries.items():
@@ -68,7 +68,8 @@ def _known(model: type[BaseModel], section: Table, inside: Path = ()) -> Table:
             continue
         if key in nested and isinstance(child, Table):
             optional = not model.model_fields[key].is_required()
-            if optional and all(is_null(grandchild) for grandchild in child.entries.values()):
+            needs = any(field.is_required() for field in nested[key].model_fields.values())
+            if optional and all(map(is_null, child.entries.values())) and (child.entries or needs):
                 continue
             kept[key] = _known(nested[key], child, (*inside, key))
         else:

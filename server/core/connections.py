@@ -14,6 +14,8 @@ Protocol = Literal["auto", "5", "3.1.1"]
 
 _UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"(\d+)\s*([smhd]?)")
+_REQUEST_PATH = re.compile(r"/[!-\"$-~]*")  # what an HTTP request line can carry (RFC 9112, 3.2.1); no fragment
+_ALPN_MAX_BYTES = 255  # RFC 7301, 3.1
 
 
 def _seconds(value: Any) -> Any:
@@ -32,10 +34,32 @@ def _mqtt_text(value: str) -> str:
     return value
 
 
+def _yes_or_no(value: Any) -> Any:
+    """Read `tls: true` as TLS with nothing said about it, and false as none; from a variable they come as text."""
+    return {"true": {}, "false": None}.get(str(value).lower(), value) if isinstance(value, bool | str) else value
+
+
+def _one_or_several(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _alpn_name(value: str) -> str:
+    if not value.isascii() or not 1 <= len(value) <= _ALPN_MAX_BYTES:
+        raise ValueError(f"expected a protocol name of 1 to {_ALPN_MAX_BYTES} ASCII characters, such as x-amzn-mqtt-ca")
+    return value
+
+
+def _request_path(value: str) -> str:
+    if not _REQUEST_PATH.fullmatch(value):
+        raise ValueError("expected a path such as /mqtt: it begins with / and has no spaces, no # and only ASCII")
+    return value
+
+
 def _protocol_name(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+FilePath = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[int, BeforeValidator(_seconds)]
 MqttText = Annotated[str, AfterValidator(_mqtt_text)]
 
@@ -52,16 +76,27 @@ class Credentials(_Section):
 
 
 class MqttTls(_Section):
-    """PEM files for TLS to the MQTT broker."""
+    """TLS to the MQTT broker. The paths are of PEM files.
 
-    ca_cert: str
-    client_cert: str | None = None
-    client_key: str | None = None
+    Without `ca_cert` the authorities are trusted that the system trusts. `server_name` is what the broker's certificate
+    must be made out to, and what is asked for by SNI, where that is not `host`. `alpn` are the protocols to offer, by
+    which some clouds tell MQTT from HTTPS.
+    """
+
+    ca_cert: FilePath | None = None
+    client_cert: FilePath | None = None
+    client_key: FilePath | None = None
+    client_key_password: SecretStr | None = None
+    server_name: Annotated[str, Field(min_length=1)] | None = None
+    alpn: Annotated[tuple[Annotated[str, AfterValidator(_alpn_name)], ...], BeforeValidator(_one_or_several)] = ()
+    insecure_skip_verify: bool = False
 
     @model_validator(mode="after")
     def _cert_and_key_together(self) -> Self:
         if (self.client_cert is None) != (self.client_key is None):
             raise ValueError("client_cert and client_key must be set together")
+        if self.client_key_password is not None and self.client_key is None:
+            raise ValueError("client_key_password is set, but no client_key")
         return self
 
 
@@ -73,11 +108,21 @@ class MqttConnection(_Section):
     client_id: MqttText = ""
     protocol: Annotated[Protocol, BeforeValidator(_protocol_name)] = "auto"
     transport: Literal["tcp", "websocket"] = "tcp"
-    path: str = "/mqtt"
+    path: Annotated[str, AfterValidator(_request_path)] = "/mqtt"
     session_expiry: Annotated[Seconds, Field(ge=1, le=0xFFFF_FFFF)] = 24 * 3600
     keep_alive: Annotated[Seconds, Field(ge=1, le=65_535)] = 15
     credentials: Credentials | None = None
-    tls: MqttTls | None = None
+    tls: Annotated[MqttTls | None, BeforeValidator(_yes_or_no)] = None
+
+    @property
+    def is_plain_tcp(self) -> bool:
+        """Whether MQTT has nothing between itself and TCP."""
+        return self.transport == "tcp" and self.tls is None
+
+    @property
+    def server_name(self) -> str:
+        """Whom the broker's certificate must be made out to."""
+        return (self.tls.server_name if self.tls else None) or self.host
 
     @property
     def address(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 
 from server.core.lifecycle import Reason
+from server.core.transport_failures import foreign_answer, unanswered
 from server.mqtt.packet import MAX_LENGTH_BYTES, packet_size
 from server.mqtt.port import MESSAGE_OVERHEAD_BYTES, ConnectionEndedError, Ended
 from server.mqtt.readbuffer import ReadBuffer
+from server.mqtt.tls import is_end, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -37,6 +40,7 @@ REFUSED = 0x80  # reason codes from here on are refusals
 _PINGREQ = b"\xc0\x00"
 _DISCONNECT = b"\xe0\x00"
 _MALFORMED_SAMPLE_BYTES = 64
+_FOREIGN_BYTES = 8
 _T = TypeVar("_T")
 _log = structlog.get_logger()
 
@@ -297,15 +301,20 @@ class BaseConnection(ABC):
 
         A takeover by another client may look like that: over 3.1.1 always, and Mosquitto 2.0 says nothing over 5.
         """
+        if isinstance(error, ConnectionEndedError):  # what carries MQTT knows
+            return error.ended
+        broker = self._request.broker
+        if is_end(error):
+            error = None
+        elif isinstance(error, ssl.SSLError):
+            return Ended(reason_of(error, broker, established=self._granted is not None))
         by_broker = error is None or isinstance(error, ConnectionResetError | BrokenPipeError)
+        if by_broker and self._heard_at is None:
+            return Ended(unanswered(broker.address, is_tls=broker.tls is not None), silent=error is None)
         unexplained = by_broker and self._granted is not None
         hint = ", perhaps because another client uses the client id" if unexplained else ""
-        what = f"the connection to {self._request.broker.address} was lost: {error or 'closed by the broker'}{hint}"
-        return Ended(
-            Reason("mqtt_connection_lost", what),
-            silent=error is None and self._heard_at is None,
-            unexplained=unexplained,
-        )
+        what = f"the connection to {broker.address} was lost: {error or 'closed by the broker'}{hint}"
+        return Ended(Reason("mqtt_connection_lost", what), unexplained=unexplained)
 
     def closed(self, ended: Ended) -> None:
         """The socket is gone; tell everyone who waits."""
@@ -313,6 +322,19 @@ class BaseConnection(ABC):
         self._ending = self._ending or ended
         if not self.ended.done():
             self.ended.set_result(self._ending)
+
+    def is_foreign(self, answer: memoryview) -> bool:
+        """Whether the broker's first bytes are of another protocol; the connection ends then, and says of which."""
+        broker = self._request.broker
+        reason = foreign_answer(
+            broker.address,
+            bytes(answer[:_FOREIGN_BYTES]),
+            is_tls=broker.tls is not None,
+            is_websocket=broker.transport == "websocket",
+        )
+        if reason is not None:
+            self._end(Ended(reason))
+        return reason is not None
 
     async def answered(self, answer: asyncio.Future[_T]) -> _T:
         """Wait for an answer of the broker.

@@ -19,10 +19,11 @@ from server.core.failures import mqtt_311_reason, subscription_refused
 from server.core.lifecycle import Reason
 from server.mqtt import connection as base
 from server.mqtt.connection import REFUSED, SLICE_BYTES, SLICE_PACKETS, BaseConnection
+from server.mqtt.dial import Dialer
 from server.mqtt.packet import packet_size, pubacks
 from server.mqtt.port import ConnectionEndedError, Ended, Granted, SubscriptionRefusedError
 from server.mqtt.readbuffer import SharedBuffer
-from server.mqtt.wire import Wire, tcp_connection
+from server.mqtt.wire import SocketWire, StreamWire, Wire, tcp_connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -72,7 +73,8 @@ class _Message:
 class Connector:
     """Makes MQTT 3.1.1 connections, of one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, dialer: Dialer | None = None) -> None:
+        self._dialer = dialer or Dialer()
         self._shared = SharedBuffer()
 
     async def connect(self, request: SessionRequest, receiver: Receiver) -> Connection:
@@ -82,7 +84,7 @@ class Connector:
             ConnectionEndedError: it could not be made.
         """
         connection = Connection(request, receiver, self._shared)
-        await connection.connect(connection.open())
+        await connection.connect(connection.open(self._dialer))
         return connection
 
 
@@ -106,32 +108,46 @@ class Connection(BaseConnection):
         self._message_bytes = 0
         self._session_present = False
 
-    async def open(self) -> None:
-        """Open the socket and send CONNECT.
+    async def open(self, dialer: Dialer) -> None:
+        """Open what carries MQTT and send CONNECT.
 
         Raises:
+            ConnectionEndedError: TLS or WebSocket failed.
             OSError: no address of the broker can be reached.
         """
         broker = self._request.broker
-        wire = self._wire = Wire(await tcp_connection(broker.host, broker.port), self._loop)
+        wire = await self._plain_wire() if broker.is_plain_tcp else await self._stream_wire(dialer)
+        if self._ending is not None:  # the broker said something it may not before it was asked
+            wire.close()
+            return
+        self._wire = wire
         self._paho._create_socket = lambda: wire  # type: ignore[method-assign] # noqa: SLF001 - paho's own would block
         self._paho.connect(broker.host, broker.port, self._keep_alive)
-        wire.watch(self._readable)
+        wire.start_reading()
 
-    # --- the socket -------------------------------------------------------------------------------------------------
+    async def _plain_wire(self) -> Wire:
+        broker = self._request.broker
+        return SocketWire(await tcp_connection(broker.host, broker.port), self._loop, self)
 
-    def _readable(self) -> None:
-        if self._wire is None or self._ending is not None:
-            return
+    async def _stream_wire(self, dialer: Dialer) -> Wire:
+        wire = StreamWire(self._loop, self)
         try:
-            size = self._wire.read_into(self._reads.room())
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self._lost(error)
-            return
-        if not size:
-            self._lost(None)
+            await dialer.open(wire, self._request.broker)
+        except BaseException:
+            wire.close()
+            raise
+        return wire
+
+    # --- the wire's reader ------------------------------------------------------------------------------------------
+
+    def room(self) -> memoryview:
+        """Where the next read goes."""
+        return self._reads.room()
+
+    def arrived(self, size: int) -> None:
+        """So much was read there."""
+        if self._wire is None:
+            self.refuse_packet("something before CONNECT")
             return
         try:
             self.heard(size)
@@ -139,8 +155,12 @@ class Connection(BaseConnection):
             # As asyncio's transports do: a connection whose messages can't be taken is of no use.
             self._abort(Ended(Reason("mqtt_closed", "closed by this side after an internal error")))
             raise
-        if self._ending is None and (broken := self._wire.broken()) is not None:
-            self._lost(broken)
+
+    def broke(self, error: Exception | None) -> None:
+        """The connection broke; what broke it, None if the broker closed it."""
+        self._abort(self.lost(error))
+
+    # --- what paho asks of the wire ---------------------------------------------------------------------------------
 
     def _on_register_write(self, *_: object) -> None:
         if self._wire is not None:
@@ -152,11 +172,7 @@ class Connection(BaseConnection):
 
     def _writable(self) -> None:
         if self._ending is None and self._wire is not None and self._paho.loop_write():
-            self._lost(self._wire.error)
-
-    def _lost(self, error: OSError | None) -> None:
-        """The connection broke; what broke it, None if the broker closed it."""
-        self._abort(self.lost(error))
+            self.broke(self._wire.error)
 
     # --- what the forwarder asks for --------------------------------------------------------------------------------
 
@@ -197,6 +213,8 @@ class Connection(BaseConnection):
     # --- packets ----------------------------------------------------------------------------------------------------
 
     def _take_in(self, data: memoryview) -> None:
+        if self._granted is None and self.is_foreign(data):
+            return
         offset, began, total = 0, 0, len(data)
         while offset < total and not self._reading_paused:
             size = packet_size(data, offset)
@@ -343,15 +361,17 @@ class Connection(BaseConnection):
 
     def _stop_reading(self) -> None:
         if self._wire is not None:
-            self._wire.unwatch()
+            self._wire.stop_reading()
 
     def _start_reading(self) -> None:
         if self._wire is not None:
-            self._wire.watch(self._readable)
+            self._wire.start_reading()
 
     def _end(self, ended: Ended) -> None:
-        if self._ending is None and self._paho.want_write():
-            self._paho.loop_write()
+        if self._ending is None and self._wire is not None:
+            if self._paho.want_write():
+                self._paho.loop_write()
+            self._wire.finish()
         self._abort(ended)
 
     def _abort(self, ended: Ended) -> None:

@@ -16,6 +16,7 @@ import mqtt5
 from server.core.failures import SESSION_TAKEN_OVER, UNSUPPORTED_PROTOCOL_VERSION, mqtt_reason, subscription_refused
 from server.mqtt import connection as base
 from server.mqtt.connection import REFUSED, SLICE_BYTES, SLICE_PACKETS, BaseConnection
+from server.mqtt.dial import Dialer
 from server.mqtt.packet import pubacks
 from server.mqtt.port import ConnectionEndedError, Ended, Granted, SubscriptionRefusedError
 from server.mqtt.readbuffer import SharedBuffer
@@ -37,7 +38,8 @@ _PACKET_ID = attrgetter("packet_id")
 class Connector:
     """Makes MQTT 5 connections, of one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, dialer: Dialer | None = None) -> None:
+        self._dialer = dialer or Dialer()
         self._shared = SharedBuffer()
 
     async def connect(self, request: SessionRequest, receiver: Receiver) -> Connection:
@@ -47,9 +49,7 @@ class Connector:
             ConnectionEndedError: it could not be made.
         """
         connection = Connection(request, receiver, self._shared)
-        broker = request.broker
-        loop = asyncio.get_running_loop()
-        await connection.connect(loop.create_connection(lambda: connection, broker.host, broker.port))
+        await connection.connect(self._dialer.open(connection, request.broker))
         return connection
 
 
@@ -109,6 +109,8 @@ class Connection(BaseConnection, asyncio.BufferedProtocol):
         if self._granted is None and data[: len(_CONNACK_OF_311)] == _CONNACK_OF_311:
             said = "this broker speaks MQTT 3.1.1"
             self._end(Ended(mqtt_reason(UNSUPPORTED_PROTOCOL_VERSION, said), version_refused=True))
+            return
+        if self._granted is None and self.is_foreign(data):
             return
         offset, total = 0, len(data)
         while offset < total and not self._reading_paused:

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from tests.brokers import Mosquitto
 
 TIMEOUT = 20.0
+_OF_SESSION = {"client_id", "session_expiry"}
 MODULES = {"5": v5, "3.1.1": v311}
 BAD_UTF8 = b"a/\xff\xfe"
 # The mqtt5 codec panics on invalid UTF-8, and its panic says so in this way too, where nobody can catch it.
@@ -112,8 +113,8 @@ class Collector:
 
 
 def request(broker: MqttBroker | FakeBroker | Mosquitto, client_id: str = "me", **options: Any) -> SessionRequest:
-    """Ask for a lasting session, unless `options` say else; `keep_alive` and `credentials` go into the broker's."""
-    of_broker = {name: options.pop(name) for name in ("keep_alive", "credentials", "host") if name in options}
+    """Ask for a lasting session, unless `options` say else; those of the broker's settings go there."""
+    of_broker = {name: options.pop(name) for name in MqttConnection.model_fields.keys() & options.keys() - _OF_SESSION}
     connection = MqttConnection.model_validate(
         {"host": broker.host, "port": broker.port, "keep_alive": 60, **of_broker}
     )
@@ -255,7 +256,8 @@ async def test_a_session_ends_by_a_clean_start_without_expiry(
 async def test_a_broker_that_closes_before_a_byte_is_silent(version: Version) -> None:
     refused = await version.refusal()
     assert refused.silent
-    assert refused.reason.code == "mqtt_connection_lost"
+    assert refused.reason.code == "mqtt_unanswered"
+    assert "mqtt.tls" in refused.reason.detail
 
 
 async def test_a_broker_that_closes_in_the_middle_of_connack_is_not_silent(version: Version) -> None:
