@@ -42,10 +42,11 @@ LABEL org.opencontainers.image.title="mqtt-kafka-forwarder" \
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3 \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/* /var/log/* \
-    && install --directory --owner=10001 --group=10001 --mode=0750 /data
+    && install --directory --owner=10001 --group=10001 --mode=0750 /data \
+    && install --directory /forwarding-service
 COPY --from=build /opt/mkf /opt/mkf
 # The folder and the name are where the Rust service had them, so its `docker run -v` still works. Nothing is written
-# below / but in /data, so the root may be read-only; without a file for SQLite (Postgres) nothing is written at all.
+# but below /data, so the root may be read-only.
 ENV PATH=/opt/mkf/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

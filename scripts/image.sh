@@ -1,5 +1,6 @@
 #!/bin/sh
-# image.sh TAG: builds the image TAG from the Dockerfile and puts its root file system into .cache/image/root.
+# image.sh TAG: builds the image TAG from the Dockerfile, and puts into .cache/image what tests/integration/test_image.py
+# looks at: root/ (its file system), config.json, and compressed-bytes (its size).
 # With Docker, if its engine answers. Else with buildah, which needs none, on a base made of Debian's packages by
 # mmdebstrap, which is what debian:bookworm-slim is made of too. The second way wants root (chroot isolation).
 set -eu
@@ -14,6 +15,7 @@ rm -rf "$out/root" "$out/image.tar"
 if docker info >/dev/null 2>&1; then
     docker build --tag "$tag" --build-arg VERSION="$version" --build-arg REVISION="$revision" .
     docker save --output "$out/image.tar" "$tag"
+    docker image inspect --format '{{json .Config}}' "$tag" > "$out/config.json"
     container="$(docker create "$tag")"
     mkdir "$out/root"
     docker export "$container" | tar -x -C "$out/root"
@@ -43,6 +45,7 @@ else
         --secret id=ca,src=/etc/ssl/certs/ca-certificates.crt \
         --build-arg BASE="$base" --build-arg VERSION="$version" --build-arg REVISION="$revision" .
     buildah push --quiet --format v2s2 "$tag" "docker-archive:$out/image.tar:$tag"
+    buildah inspect --type image --format '{{json .Docker.Config}}' "$tag" > "$out/config.json"
     container="$(buildah from --pull-never "$tag")"
     mkdir "$out/root"
     cp -a "$(buildah mount "$container")/." "$out/root"
