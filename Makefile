@@ -10,8 +10,9 @@ BIN := .venv/bin
 SETUP := .venv/.setup-done
 KAFKA := .cache/kafka/.fetched
 TEST_TOOLS := .cache/.test-tools-found
+CHART_TOOLS := .cache/tools/.found
 
-.PHONY: help setup test lint format demo bench bench-full chaos chaos-memory kafka test-tools clean distclean
+.PHONY: help setup test lint format demo bench bench-full chaos chaos-memory image kafka test-tools chart-tools clean distclean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -25,15 +26,16 @@ $(SETUP): uv.lock pyproject.toml scripts/ensure-uv.sh
 # Most tests wait most of the time, for brokers and time limits; each worker has brokers of its own.
 WORKERS ?= 3
 
-test: setup test-tools kafka lint ## Everything CI wants: linters, types, layers, and all tests with coverage
+test: setup test-tools chart-tools kafka lint ## Everything CI wants: linters, types, layers, and all tests with coverage
 	$(BIN)/pytest --numprocesses=$(WORKERS) --dist=worksteal \
 		--cov --cov-report=term-missing:skip-covered --cov-fail-under=95 --core-fail-under=100 $(ARGS)
 
-lint: setup ## ruff, mypy and import-linter
+lint: setup ## ruff, mypy, import-linter and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 format: setup ## Let ruff format and fix
 	$(BIN)/ruff check --fix .
@@ -59,11 +61,23 @@ chaos: setup test-tools kafka ## The long fault programme, 2 hours, resumable (A
 chaos-memory: setup test-tools kafka ## Memory with Kafka stopped, every combination for 10 minutes: ARGS="--seconds 60 --report"
 	$(BIN)/python -m tests.faults.memory $(ARGS)
 
+IMAGE ?= localhost/mqtt-kafka-forwarder:dev
+
+image: setup test-tools kafka ## Build the image (IMAGE=NAME:TAG), with Docker or without, and run it with a read-only root
+	sh scripts/image.sh $(IMAGE)
+	MKF_TEST_IMAGE=.cache/image $(BIN)/pytest tests/integration/test_image.py $(ARGS)
+
 test-tools: $(TEST_TOOLS) # Mosquitto, Java and Maven, from apt where that is possible
 
 $(TEST_TOOLS): scripts/test-tools.sh
 	sh scripts/test-tools.sh
 	@mkdir -p $(@D) && touch $@
+
+chart-tools: $(CHART_TOOLS) # helm, built from its Go module, and promtool
+
+$(CHART_TOOLS): scripts/chart-tools.sh
+	sh scripts/chart-tools.sh
+	@touch $@
 
 kafka: $(KAFKA) # A real Kafka for the tests: its jars, through Maven
 
