@@ -63,15 +63,21 @@ class Scene:
     opening: Opening = Opening.NEVER
     admin: AdminToken | None = None
     time: float = 1000.0
+    ticks: int = 0
 
     def __post_init__(self) -> None:
         self.gate = Gate(
             cast("Tokens", self.tokens),
             opening=self.opening,
             admin=self.admin,
-            clock=lambda: self.time,
+            clock=self.clock,
             now=lambda: START + timedelta(seconds=self.time),
         )
+
+    def clock(self) -> float:
+        """As a real one: never twice the same."""
+        self.ticks += 1
+        return self.time + self.ticks * 1e-6
 
     def add(self, number: int, scope: Scope = Scope.WRITE, *, seconds: float | None = None) -> str:
         expires_at = None if seconds is None else START + timedelta(seconds=seconds)
