@@ -83,7 +83,7 @@ class Certificate:
         self._load_into(self.context)
 
     def reload(self) -> None:
-        """The same after a change of the files, of which one may be new and the other not yet: only logged, and once."""
+        """The same after a change of the files, of which one may be older than the other; trouble is logged, once."""
         trouble = None
         try:
             self.load()
@@ -105,11 +105,9 @@ class Certificate:
         try:
             context.load_cert_chain(certificate, key, password=_no_password)
         except ssl.SSLError as error:
-            why = (
-                "the key is not the certificate's"
-                if error.reason == "KEY_VALUES_MISMATCH"
-                else f"PEM files with a certificate (and its chain) and an unencrypted key are expected ({error.reason})"
-            )
+            why = f"expected are PEM files with a certificate (and its chain) and an unencrypted key ({error.reason})"
+            if error.reason == "KEY_VALUES_MISMATCH":
+                why = "the key is not the certificate's"
             raise CertificateError(f"MKF_TLS_CERT {certificate} and MKF_TLS_KEY {key} can't be used: {why}") from None
         except _EncryptedKeyError:
             raise CertificateError(

@@ -325,6 +325,18 @@ def test_what_can_not_protect_the_api_is_refused_by_name(
     assert "password" not in result.output
 
 
+def test_a_certificate_that_can_not_be_used_exits_2_before_anything_listens(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _config(tmp_path)
+    monkeypatch.setattr(cli, "_listen", lambda _: pytest.fail("it listened"))
+    for name in ("MKF_TLS_CERT", "MKF_TLS_KEY"):
+        monkeypatch.setenv(name, str(tmp_path / "config.yaml"))
+    result = _run("serve")
+    assert result.exit_code == 2
+    assert "config.yaml can't be used: expected are PEM files" in result.stderr
+
+
 def test_two_first_admin_tokens_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MKF_ADMIN_TOKEN", "x" * 40)
     monkeypatch.setenv("MKF_ADMIN_TOKEN_FILE", "token")
