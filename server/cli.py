@@ -27,13 +27,15 @@ from server.config.errors import ConfigError
 from server.config.load import load_config
 from server.core.address import address
 from server.core.tokens import Scope, check_name, lifetime
-from server.listening import server_config
+from server.files import on_change
+from server.listening import Certificate, CertificateError, server_config
 from server.logs import configure_logging
 from server.settings import Settings
 from server.store.errors import StoreError, TokenNameTakenError, TokenNotFoundError
+from server.tasks import ended
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from server.app import Service
     from server.config.load import Config
@@ -109,10 +111,11 @@ def serve() -> None:
     settings = _settings()
     configure_logging(settings.log_level, settings.log_format)
     config = _config(settings.config_file)
+    certificate = _certificate(settings)
     listening = _listen(settings)
     with listening, asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
-            code = runner.run(_serve(settings, config, listening))
+            code = runner.run(_serve(settings, config, listening, certificate))
         except StoreError as error:
             _refuse(str(error))
     raise typer.Exit(code)
@@ -192,25 +195,28 @@ def _time(at: datetime | None) -> str:
     return "-" if at is None else at.strftime("%Y-%m-%d %H:%M:%SZ")
 
 
-async def _serve(settings: Settings, config: Config, listening: socket.socket) -> int:
+async def _serve(settings: Settings, config: Config, listening: socket.socket, certificate: Certificate | None) -> int:
     # `mkf validate` must not load the brokers' clients.
     from server.api.admin_token import AccessError  # noqa: PLC0415
     from server.app import Service, opened  # noqa: PLC0415
 
     try:
         async with opened(Service(settings, config)) as service:
-            return await _until_signalled(service, settings, listening)
+            return await _until_signalled(service, settings, listening, certificate)
     except AccessError as error:
         _refuse(str(error))
 
 
-async def _until_signalled(service: Service, settings: Settings, listening: socket.socket) -> int:
-    server = _Server(server_config(service.api, trusted_proxies=settings.trusted_proxies))
+async def _until_signalled(
+    service: Service, settings: Settings, listening: socket.socket, certificate: Certificate | None
+) -> int:
+    server = _Server(server_config(service.api, trusted_proxies=settings.trusted_proxies, certificate=certificate))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _asked_to_end, server, number)
     host, port = listening.getsockname()[:2]
-    structlog.get_logger().info("serving", url=f"http://{address(host, port)}", pid=os.getpid())
+    scheme = "http" if certificate is None else "https"
+    structlog.get_logger().info("serving", url=f"{scheme}://{address(host, port)}", pid=os.getpid())
 
     def end() -> None:
         server.should_exit = True
@@ -218,9 +224,23 @@ async def _until_signalled(service: Service, settings: Settings, listening: sock
     service.on_crash = end
     _spare_the_collector()
     _give_back_memory()
-    with contextlib.suppress(SystemExit):  # uvicorn's own code for a start that failed
-        await server.serve(sockets=[listening])
+    async with _watched(certificate):
+        with contextlib.suppress(SystemExit):  # uvicorn's own code for a start that failed
+            await server.serve(sockets=[listening])
     return 0 if server.started and not service.crashed else 1
+
+
+@contextlib.asynccontextmanager
+async def _watched(certificate: Certificate | None) -> AsyncIterator[None]:
+    """Reload the certificate when its files change."""
+    if certificate is None:
+        yield
+        return
+    watching = asyncio.create_task(on_change(certificate.files, certificate.reload), name="certificate")
+    try:
+        yield
+    finally:
+        await ended(watching)
 
 
 def _spare_the_collector() -> None:
@@ -281,6 +301,15 @@ def _config(file: Path) -> Config:
     try:
         return load_config(file, os.environ)
     except ConfigError as error:
+        _refuse(str(error))
+
+
+def _certificate(settings: Settings) -> Certificate | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    try:
+        return Certificate(settings.tls_cert, settings.tls_key)
+    except CertificateError as error:
         _refuse(str(error))
 
 

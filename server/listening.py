@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import ssl
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import h11
+import structlog
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+_log = structlog.get_logger(__name__)
 
 HTTP_GRACE_SECONDS = 2
 # For the head of a request; the body has its own limit, in server.api.bodies.
@@ -50,8 +55,84 @@ class ImpatientProtocol(H11Protocol):
             self._patience = None
 
 
-def server_config(app: Callable[..., Any], *, trusted_proxies: Sequence[str], **options: Any) -> uvicorn.Config:
-    """How uvicorn shall serve the application.
+class CertificateError(Exception):
+    """The certificate or its key can't be used; the message says which file, why, and what to do."""
+
+
+class Certificate:
+    """The certificate (with its chain) and key of two PEM files, and the TLS that serves with what they hold now.
+
+    Raises:
+        CertificateError: they can't be used.
+    """
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        self.files = (certificate, key)
+        self.context = _context()
+        self._trouble: str | None = None
+        self.load()
+
+    def load(self) -> None:
+        """Use what the files hold now for all connections to come.
+
+        Raises:
+            CertificateError: they can't be used; what was used before stays in use.
+        """
+        # First where nothing can break: a key that does not fit leaves a context with half of what it had.
+        self._load_into(_context())
+        self._load_into(self.context)
+
+    def reload(self) -> None:
+        """The same after a change of the files, of which one may be older than the other; trouble is logged, once."""
+        trouble = None
+        try:
+            self.load()
+        except CertificateError as error:
+            trouble = str(error)
+            if trouble != self._trouble:
+                _log.error("certificate_unusable", reason=f"{trouble}; the one before stays in use")
+        else:
+            _log.info("certificate_loaded", file=str(self.files[0]))
+        self._trouble = trouble
+
+    def _load_into(self, context: ssl.SSLContext) -> None:
+        certificate, key = self.files
+        for variable, file in (("MKF_TLS_CERT", certificate), ("MKF_TLS_KEY", key)):
+            try:
+                file.open("rb").close()
+            except OSError as error:
+                raise CertificateError(f"{variable}: {file} can't be read: {error.strerror}") from None
+        try:
+            context.load_cert_chain(certificate, key, password=_no_password)
+        except ssl.SSLError as error:
+            why = f"expected are PEM files with a certificate (and its chain) and an unencrypted key ({error.reason})"
+            if error.reason == "KEY_VALUES_MISMATCH":
+                why = "the key is not the certificate's"
+            raise CertificateError(f"MKF_TLS_CERT {certificate} and MKF_TLS_KEY {key} can't be used: {why}") from None
+        except _EncryptedKeyError:
+            raise CertificateError(
+                f"MKF_TLS_KEY: {key} is encrypted; give one that is not, readable by the service only"
+            ) from None
+
+
+class _EncryptedKeyError(Exception):
+    """A password would be needed, for which OpenSSL would ask at the terminal."""
+
+
+def _no_password() -> NoReturn:
+    raise _EncryptedKeyError
+
+
+def _context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def server_config(
+    app: Callable[..., Any], *, trusted_proxies: Sequence[str], certificate: Certificate | None = None, **options: Any
+) -> uvicorn.Config:
+    """How uvicorn shall serve the application, with TLS if there is a certificate.
 
     Only what `trusted_proxies` (addresses and networks) say of a client's address is believed: by default uvicorn also
     believes whoever comes from loopback.
@@ -68,5 +149,6 @@ def server_config(app: Callable[..., Any], *, trusted_proxies: Sequence[str], **
         server_header=False,
         proxy_headers=bool(trusted_proxies),
         forwarded_allow_ips=list(trusted_proxies),
+        ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
         **options,
     )

@@ -1,5 +1,6 @@
 """Request bodies: their size, type and JSON, before anything is validated."""
 
+import asyncio
 from typing import Any
 
 from fastapi import Request
@@ -8,6 +9,7 @@ from pydantic_core import from_json
 from server.api.problems import ProblemError
 
 LIMIT_BYTES = 1024 * 1024
+LIMIT_SECONDS = 10.0
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 
@@ -16,7 +18,8 @@ async def read_json(request: Request, *accepted: str) -> Any:
     """The body of a request, as plain data.
 
     Raises:
-        ProblemError: another content type than `accepted` (application/json by default), too large, or not JSON.
+        ProblemError: another content type than `accepted` (application/json by default), too large, too slow, or not
+            JSON.
     """
     accepted = accepted or (JSON,)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -28,7 +31,12 @@ async def read_json(request: Request, *accepted: str) -> Any:
             f"the body must be {' or '.join(accepted)}, {given}",
             headers={header: ", ".join(accepted)},
         )
-    body = await _read(request)
+    try:
+        async with asyncio.timeout(LIMIT_SECONDS):
+            body = await _read(request)
+    except TimeoutError:
+        # What comes of it later must not be taken for the next request.
+        raise ProblemError("body-too-slow", headers={"connection": "close"}) from None
     try:
         # Unlike json.loads, this refuses lone surrogates (no name in SQL or MQTT can hold one) and deep nesting.
         return from_json(body, allow_inf_nan=False)

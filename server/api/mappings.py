@@ -24,7 +24,13 @@ router = APIRouter(prefix="/mappings", tags=["mappings"])
 
 _READ = documented("mapping-not-found", "store-unavailable")
 _CREATE = documented(
-    "malformed-json", "name-taken", "body-too-large", "unsupported-media-type", "invalid", "store-unavailable"
+    "malformed-json",
+    "name-taken",
+    "body-too-large",
+    "body-too-slow",
+    "unsupported-media-type",
+    "invalid",
+    "store-unavailable",
 )
 _WRITE = documented(
     "malformed-json",
@@ -33,6 +39,7 @@ _WRITE = documented(
     "lost-race",
     "stale-if-match",
     "body-too-large",
+    "body-too-slow",
     "unsupported-media-type",
     "invalid",
     "store-unavailable",

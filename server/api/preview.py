@@ -107,7 +107,7 @@ class Preview(BaseModel):
 
 @router.post(
     "/preview",
-    responses=documented("malformed-json", "body-too-large", "unsupported-media-type", "invalid"),
+    responses=documented("malformed-json", "body-too-large", "body-too-slow", "unsupported-media-type", "invalid"),
     dependencies=[READ],
 )
 async def preview(request: Request, services: Provided) -> Preview:

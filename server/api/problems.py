@@ -80,6 +80,7 @@ KINDS: dict[str, Kind] = {
     "token-name-taken": Kind(
         409, "Token name taken", "A token of this name is in use. Choose another name, or revoke that one first."
     ),
+    "body-too-slow": Kind(408, "Body too slow", "A request's body must have arrived within 10 s."),
     "lost-race": Kind(
         409, "Lost a race", "The mapping was changed while this request ran; nothing was written. Read it and repeat."
     ),

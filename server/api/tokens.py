@@ -89,6 +89,7 @@ async def list_tokens(caller: Admin, services: Provided) -> TokenList:
         "malformed-json",
         "token-name-taken",
         "body-too-large",
+        "body-too-slow",
         "unsupported-media-type",
         "invalid",
         "store-unavailable",

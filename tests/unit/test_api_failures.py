@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from fastapi import HTTPException
 from structlog.testing import capture_logs
 
+from server.api import bodies
 from server.api.bodies import LIMIT_BYTES, merge_patched
 from server.api.problems import KINDS
 from server.store.errors import StoreError, StoreUnavailableError
@@ -71,6 +73,18 @@ async def test_a_client_that_leaves_while_sending_is_no_internal_error(api: Api)
     with capture_logs() as logs:
         await api.app(scope, receive, send)
     assert (sent[0]["status"], [log["event"] for log in logs]) == (400, ["api_request"])
+
+
+async def test_a_body_that_does_not_come_to_an_end_is_given_up(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "LIMIT_SECONDS", 0.05)
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    response = await api.http.post(MAPPINGS, content=endless(), headers=JSON)
+    problem(response, 408, "body-too-slow")
+    assert response.headers["connection"] == "close"
 
 
 async def test_an_unknown_path_is_not_found(api: Api) -> None:

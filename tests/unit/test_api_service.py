@@ -162,9 +162,22 @@ async def test_openapi_documents_bodies_etags_and_problems(api: Api) -> None:
     put = found["paths"][f"{MAPPINGS}/{{name}}"]["put"]
     assert put["requestBody"]["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Mapping"}
     assert {parameter["name"].lower() for parameter in put["parameters"]} == {"name", "if-match"}
-    assert {"200", "400", "401", "403", "404", "409", "412", "413", "415", "422", "429", "503", "default"} == set(
-        put["responses"]
-    )
+    assert {
+        "200",
+        "400",
+        "401",
+        "403",
+        "404",
+        "408",
+        "409",
+        "412",
+        "413",
+        "415",
+        "422",
+        "429",
+        "503",
+        "default",
+    } == set(put["responses"])
     assert list(put["responses"]["412"]["content"]) == ["application/problem+json"]
     assert await api.http.get("/openapi.json")
     text = str(found)

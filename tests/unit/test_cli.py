@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -248,6 +250,153 @@ def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_uvloop_the_default_loop_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "uvloop", None)
     assert cli._loop_factory() is None
+
+
+# --- who may use the API ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_without_any_token_it_listens_on_loopback_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: str
+) -> None:
+    _config(tmp_path)
+    monkeypatch.setenv("MKF_PORT", "0")
+    monkeypatch.setenv("MKF_HOST", host)
+    result = _run("serve")
+    assert result.exit_code == 2
+    for named in ("MKF_AUTH=none", "MKF_ADMIN_TOKEN", "MKF_ADMIN_TOKEN_FILE", "mkf token create"):
+        assert named in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("usable", "code"), [("none", 2), ("expired", 2), ("revoked", 2), ("store", 0), ("environment", 0), ("open", 0)]
+)
+def test_it_listens_elsewhere_if_somebody_can_use_it_or_everybody_shall(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, usable: str, code: int
+) -> None:
+    async def until_signalled(*_: Any) -> int:
+        return 0
+
+    _config(tmp_path)
+    monkeypatch.setattr(cli, "_until_signalled", until_signalled)
+    monkeypatch.setenv("MKF_PORT", "0")
+    monkeypatch.setenv("MKF_HOST", "0.0.0.0")
+    if usable == "environment":
+        monkeypatch.setenv("MKF_ADMIN_TOKEN", "x" * 32)
+    elif usable == "open":
+        monkeypatch.setenv("MKF_AUTH", "none")
+    elif usable != "none":
+        assert _run("token", "create", "a", "--scope", "read", "--expires", "1s").exit_code == 0
+    if usable == "revoked":
+        assert _run("token", "revoke", "1").exit_code == 0
+    if usable == "expired":
+        time.sleep(1.1)  # a second is the shortest life that a token can be given
+    if usable == "store":
+        assert _run("token", "create", "b", "--scope", "read").exit_code == 0
+    with structlog.testing.capture_logs() as logs:
+        assert _run("serve").exit_code == code
+    assert [entry["event"] for entry in logs if entry["event"] == "api_open"] == ["api_open"] * (usable == "open")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("MKF_ADMIN_TOKEN", "hunter2hunter2", "MKF_ADMIN_TOKEN: Value error, it has 14 characters, at least 32"),
+        ("MKF_ADMIN_TOKEN", "hunter2 hunter2 hunter2 hunter2 hunter2", "MKF_ADMIN_TOKEN: Value error, it must be of"),
+        ("MKF_ADMIN_TOKEN_FILE", "hunter2.txt", "MKF_ADMIN_TOKEN_FILE: hunter2.txt holds no usable token: it has 8 ch"),
+        ("MKF_ADMIN_TOKEN_FILE", "none.txt", "MKF_ADMIN_TOKEN_FILE: none.txt can't be read: No such file"),
+        ("MKF_AUTH", "basic", "MKF_AUTH: Input should be 'tokens' or 'none'"),
+        ("MKF_TRUSTED_PROXIES", "*", "MKF_TRUSTED_PROXIES: Value error, must be addresses or networks"),
+        ("MKF_TRUSTED_PROXIES", "10.0.0.1/8", "MKF_TRUSTED_PROXIES: Value error, must be addresses or networks"),
+        ("MKF_TLS_CERT", "cert.pem", "MKF_TLS_KEY: Value error, MKF_TLS_CERT and MKF_TLS_KEY are needed together"),
+        ("MKF_TLS_KEY", "key.pem", "MKF_TLS_KEY: Value error, MKF_TLS_CERT and MKF_TLS_KEY are needed together"),
+    ],
+)
+def test_what_can_not_protect_the_api_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, value: str, said: str
+) -> None:
+    _config(tmp_path)
+    (tmp_path / "hunter2.txt").write_text("password")
+    monkeypatch.setenv("MKF_PORT", "0")
+    monkeypatch.setenv(variable, value)
+    result = _run("serve")
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "password" not in result.output
+
+
+def test_a_certificate_that_can_not_be_used_exits_2_before_anything_listens(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _config(tmp_path)
+    monkeypatch.setattr(cli, "_listen", lambda _: pytest.fail("it listened"))
+    for name in ("MKF_TLS_CERT", "MKF_TLS_KEY"):
+        monkeypatch.setenv(name, str(tmp_path / "config.yaml"))
+    result = _run("serve")
+    assert result.exit_code == 2
+    assert "config.yaml can't be used: expected are PEM files" in result.stderr
+
+
+def test_two_first_admin_tokens_are_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MKF_ADMIN_TOKEN", "x" * 40)
+    monkeypatch.setenv("MKF_ADMIN_TOKEN_FILE", "token")
+    result = _run("serve")
+    assert (result.exit_code, "x" * 40 in result.output) == (2, False)
+    assert "MKF_ADMIN_TOKEN_FILE: Value error, MKF_ADMIN_TOKEN is set too" in result.stderr
+
+
+# --- token ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_made_listed_and_revoked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MKF_DATABASE_URL", f"sqlite:///{tmp_path}/new/mkf.db")
+    made = _run("token", "create", "ci", "--scope", "write", "--expires", "90d")
+    assert made.exit_code == 0
+    secret = made.stdout.removesuffix("\n")
+    assert re.fullmatch("mkf_[A-Za-z0-9_-]{43}", secret), "the token alone, for scripts"
+    assert re.search(r"token 1 \(ci, write\) expires at \d{4}-.* shown only now", made.stderr)
+    assert "does not expire" in _run("token", "create", "boss", "--scope", "admin").stderr
+    revoked = _run("token", "revoke", "1")
+    assert (revoked.exit_code, revoked.stdout) == (0, "token 1 (ci) is revoked\n")
+    listed = _run("token", "list")
+    head, first, second = listed.stdout.splitlines()
+    assert head.split() == ["ID", "NAME", "SCOPE", "STATE", "CREATED", "EXPIRES", "LAST", "USED"]
+    assert first.split()[:4] == ["1", "ci", "write", "revoked"]
+    assert second.split()[:4] == ["2", "boss", "admin", "active"]
+    assert secret not in listed.output + revoked.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("create", "a b", "--scope", "read"), "letters, digits"),
+        (("create", "a"), "--scope"),
+        (("create", "a", "--scope", "root"), "root"),
+        (("create", "a", "--scope", "read", "--expires", "soon"), "'soon' is not a time such as 90d"),
+        (("revoke", "7"), "no API token with the id 7; `mkf token list` shows all"),
+        (("revoke", "ci"), "ID"),
+    ],
+)
+def test_what_can_not_be_done_with_tokens_exits_2(arguments: tuple[str, ...], said: str) -> None:
+    result = _run("token", *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_name_in_use_makes_no_second_token() -> None:
+    assert _run("token", "create", "ci", "--scope", "read").exit_code == 0
+    result = _run("token", "create", "ci", "--scope", "read")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "'ci' is in use" in result.stderr
+
+
+def test_tokens_need_a_store_that_can_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no database " * 1000)
+    monkeypatch.setenv("MKF_DATABASE_URL", f"sqlite:///{tmp_path}/text")
+    result = _run("token", "list")
+    assert result.exit_code == 2
+    assert "is damaged, or not a SQLite database" in result.stderr
 
 
 # --- the rest ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from server.settings import Settings, memory_limit
 
@@ -46,6 +46,7 @@ def test_the_defaults_need_no_environment() -> None:
     assert settings.memory_budget == memory_limit() // 4
     assert settings.prune
     assert not settings.ready_strict
+    assert (settings.auth, settings.admin_token, settings.metrics_auth) == ("tokens", None, False)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,12 @@ def test_the_defaults_need_no_environment() -> None:
         ("MKF_SEED_METRICS", "true", "seed_metrics", True),
         ("MKF_MEMORY_BUDGET", "1048576", "memory_budget", 1_048_576),
         ("MKF_PORT", "", "port", 8080),
+        ("MKF_AUTH", "none", "auth", "none"),
+        ("MKF_ADMIN_TOKEN", "x" * 32, "admin_token", SecretStr("x" * 32)),
+        ("MKF_ADMIN_TOKEN_FILE", "/run/secrets/token", "admin_token_file", Path("/run/secrets/token")),
+        ("MKF_METRICS_AUTH", "true", "metrics_auth", True),
+        ("MKF_TRUSTED_PROXIES", " 10.0.0.7, 10.1.0.0/16,,::1 ", "trusted_proxies", ("10.0.0.7", "10.1.0.0/16", "::1")),
+        ("MKF_TRUSTED_PROXIES", "", "trusted_proxies", ()),
     ],
 )
 def test_every_setting_comes_from_its_variable(
@@ -80,6 +87,11 @@ def test_every_setting_comes_from_its_variable(
         ("MKF_LOG_FORMAT", "xml"),
         ("MKF_PRUNE", "perhaps"),
         ("MKF_MEMORY_BUDGET", "1000"),
+        ("MKF_AUTH", "None"),
+        ("MKF_ADMIN_TOKEN", "short"),
+        ("MKF_TRUSTED_PROXIES", "*"),
+        ("MKF_TRUSTED_PROXIES", "proxy.example"),
+        ("MKF_TLS_KEY", "key.pem"),
     ],
 )
 def test_what_can_not_be_used_is_refused_without_repeating_it(
@@ -91,3 +103,15 @@ def test_what_can_not_be_used_is_refused_without_repeating_it(
     (problem,) = caught.value.errors()
     assert problem["loc"] == (variable.removeprefix("MKF_").lower(),)
     assert "input_value" not in str(caught.value)
+
+
+def test_the_first_admin_token_is_not_shown() -> None:
+    assert "x" * 32 not in repr(Settings(admin_token=SecretStr("x" * 32)))
+
+
+def test_a_certificate_comes_with_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MKF_TLS_CERT", "cert.pem")
+    with pytest.raises(ValidationError, match="are needed together"):
+        Settings()
+    monkeypatch.setenv("MKF_TLS_KEY", "key.pem")
+    assert (Settings().tls_cert, Settings().tls_key) == (Path("cert.pem"), Path("key.pem"))
