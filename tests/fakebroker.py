@@ -7,16 +7,30 @@ by hand, so that they can be wrong.
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
+import functools
+import shutil
 import socket
+import ssl
 import struct
+import tempfile
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+
+import trustme
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
 TIMEOUT = 10.0
+LIMIT = 64 * 1024 * 1024
 
 CONNECT = 1
 PUBACK = 4
@@ -112,12 +126,67 @@ class Peer:
         self._writer.transport.abort()
 
 
-class FakeBroker:
-    """Listens, and hands out its end of each connection."""
+class _Frames:
+    """What a Peer writes to if a WebSocket carries MQTT: each call becomes a frame."""
 
-    def __init__(self) -> None:
+    def __init__(self, writer: asyncio.StreamWriter, frames: ServerProtocol) -> None:
+        self._writer = writer
+        self._frames = frames
+        self.transport = writer.transport
+
+    def write(self, data: bytes) -> None:
+        self._frames.send_binary(data)
+        self.flush()
+
+    def flush(self) -> None:
+        self._writer.write(b"".join(self._frames.data_to_send()))
+
+    async def drain(self) -> None:
+        await self._writer.drain()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def get_extra_info(self, name: str) -> Any:
+        return self._writer.get_extra_info(name)
+
+
+class WebSocketPeer(Peer):
+    """The broker's end of a WebSocket; `frames` is its protocol, to do with it what a broker should not."""
+
+    def __init__(self, writer: asyncio.StreamWriter, frames: ServerProtocol) -> None:
+        self.payload = asyncio.StreamReader(limit=LIMIT)
+        self._out = _Frames(writer, frames)
+        super().__init__(self.payload, cast("asyncio.StreamWriter", self._out))
+        self.frames = frames
+        self.received: list[Frame] = []
+
+    def flush(self) -> None:
+        """Send what was done with `frames`."""
+        self._out.flush()
+
+    def take(self, events: Iterable[object]) -> None:
+        """Note these frames of the client."""
+        for frame in events:
+            assert isinstance(frame, Frame)
+            self.received.append(frame)
+            if frame.opcode is Opcode.BINARY:
+                self.payload.feed_data(bytes(frame.data))
+
+
+class FakeBroker:
+    """Listens, and hands out its end of each connection; `mqtt` is what a client's settings need beside the address."""
+
+    def __init__(self, kind: str = "tcp") -> None:
         self.host = "127.0.0.1"
         self.port = 0
+        self.mqtt: dict[str, Any] = {}
+        self.ssl: ssl.SSLContext | None = None
+        if kind == "tls":
+            self.ssl, ca_cert = _tls()
+            self.mqtt["tls"] = {"ca_cert": ca_cert}
+        if kind == "ws":
+            self.mqtt["transport"] = "websocket"
         self.made: list[Peer] = []
         self._waiting: asyncio.Queue[Peer] = asyncio.Queue()
 
@@ -135,12 +204,45 @@ class FakeBroker:
         self.made.append(peer)
         self._waiting.put_nowait(peer)
 
+    async def accept_websocket(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        frames = ServerProtocol(subprotocols=[Subprotocol("mqtt")], max_size=None)
+        peer: WebSocketPeer | None = None
+        with contextlib.suppress(ConnectionError):  # a client that resets has closed
+            while data := await reader.read(LIMIT):
+                frames.receive_data(data)
+                events = frames.events_received()
+                if peer is None and events:
+                    request = events.pop(0)
+                    assert isinstance(request, Request)
+                    frames.send_response(frames.accept(request))
+                    peer = WebSocketPeer(writer, frames)
+                    peer.flush()
+                    self.made.append(peer)
+                    self._waiting.put_nowait(peer)
+                if peer is not None:
+                    peer.take(events)
+                    peer.flush()
+        if peer is not None:
+            peer.payload.feed_eof()
+
+
+@functools.cache
+def _tls() -> tuple[ssl.SSLContext, str]:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    trusted = Path(tempfile.mkdtemp(prefix="fakebroker-"), "ca.pem")
+    atexit.register(shutil.rmtree, trusted.parent)
+    authority.cert_pem.write_to_path(trusted)
+    return context, str(trusted)
+
 
 @asynccontextmanager
-async def fake_broker() -> AsyncIterator[FakeBroker]:
-    """Listen on a port of its own; every connection is closed at the end."""
-    broker = FakeBroker()
-    server = await asyncio.start_server(broker.accept, broker.host, 0, limit=64 * 1024 * 1024, backlog=1_024)
+async def fake_broker(kind: str = "tcp") -> AsyncIterator[FakeBroker]:
+    """Listen on a port of its own, for TCP, TLS or WebSocket; every connection is closed at the end."""
+    broker = FakeBroker(kind)
+    accept: Any = broker.accept_websocket if kind == "ws" else broker.accept
+    server = await asyncio.start_server(accept, broker.host, 0, limit=LIMIT, backlog=1_024, ssl=broker.ssl)
     broker.port = server.sockets[0].getsockname()[1]
     try:
         yield broker

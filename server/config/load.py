@@ -12,7 +12,7 @@ from server.config.document import Node, Scalar, Sequence, Table, is_null, plain
 from server.config.errors import ConfigError, Path, Problem, dotted
 from server.config.interpolation import interpolate
 from server.config.schema import Model, build, did_you_mean
-from server.core.connections import KafkaConnection, MqttConnection, MqttTls
+from server.core.connections import KafkaConnection, MqttConnection
 from server.core.kafka_options import KafkaOptionsError, translate
 from server.core.mapping import Mapping, effective_client_id
 
@@ -129,12 +129,16 @@ class _Reading:
         section = self._section("mqtt")
         if section is None:
             return None
-        self._add(_tls_without_values(section))
         mqtt = self._build(MqttConnection, section, ("mqtt",), section.line)
         if mqtt is not None and not mqtt.client_id:
             self._warnings.append(
                 "mqtt.client_id is not set: the sessions of mappings without a client id of their own are not durable, "
                 "and the broker keeps nothing for them while they are not connected"
+            )
+        if _has_no_values(section.entries.get("tls")):
+            self._warnings.append(
+                "mqtt.tls has keys without values and counts as absent, so nothing is encrypted; write 'tls: true' for "
+                "TLS with the system's authorities, or remove it"
             )
         if mqtt is not None and mqtt.tls is not None and mqtt.tls.insecure_skip_verify:
             self._warnings.append(
@@ -223,15 +227,9 @@ def _scalar(node: Node, *path: str) -> Scalar | None:
     return node if isinstance(node, Scalar) and not is_null(node) else None
 
 
-def _tls_without_values(section: Table) -> list[Problem]:
-    """Refuse a template that nobody filled in: whether to encrypt is not to be guessed."""
-    tls = section.entries.get("tls")
-    if not isinstance(tls, Table) or not tls.entries or not MqttTls.model_fields.keys() >= tls.entries.keys():
-        return []
-    if not all(map(is_null, tls.entries.values())):
-        return []
-    message = "has no values; write 'tls: true' for TLS with the system's authorities, or leave it out for none"
-    return [Problem(section.key_lines["tls"], "mqtt.tls", message)]
+def _has_no_values(section: Node | None) -> bool:
+    """Whether it is a template that nobody filled in, as the seed's README has it."""
+    return isinstance(section, Table) and bool(section.entries) and all(map(is_null, section.entries.values()))
 
 
 def _as_text(node: Node) -> Node:

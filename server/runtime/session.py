@@ -126,6 +126,9 @@ class MqttSession:
         """What an operator should know although it works."""
         found = []
         granted = self.granted
+        tls = self._broker.connection.tls
+        if tls is not None and tls.insecure_skip_verify:
+            found.append("mqtt.tls.insecure_skip_verify: the broker's certificate is not checked")
         if not self.durable:
             found.append("no client_id: the session is not durable, messages are lost while disconnected")
         if granted is None:

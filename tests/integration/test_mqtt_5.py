@@ -115,18 +115,20 @@ class Collector:
 def request(broker: MqttBroker | FakeBroker | Mosquitto, client_id: str = "me", **options: Any) -> SessionRequest:
     """Ask for a lasting session, unless `options` say else; those of the broker's settings go there."""
     of_broker = {name: options.pop(name) for name in MqttConnection.model_fields.keys() & options.keys() - _OF_SESSION}
+    carried = broker.mqtt if isinstance(broker, FakeBroker) else {}
     connection = MqttConnection.model_validate(
-        {"host": broker.host, "port": broker.port, "keep_alive": 60, **of_broker}
+        {"host": broker.host, "port": broker.port, "keep_alive": 60, **carried, **of_broker}
     )
     wanted: dict[str, Any] = {"clean_start": False, "session_expiry": 600, "receive_maximum": 65_534, **options}
     return SessionRequest(broker=connection, client_id=client_id, **wanted)
 
 
 class Version:
-    """One protocol version under test."""
+    """One protocol version under test; `kind` is what carries it to a broker that the test plays."""
 
-    def __init__(self, protocol: Any) -> None:
+    def __init__(self, protocol: Any, kind: str = "tcp") -> None:
         self.protocol = protocol
+        self.kind = kind
         self.module = MODULES[protocol]
         self.speak = Dialect(protocol)
         self.connector: Connector = self.module.Connector()
@@ -148,7 +150,7 @@ class Version:
         self, *then: bytes, session_present: bool = False, **options: Any
     ) -> AsyncIterator[tuple[Connection, Collector, Peer]]:
         """A connection to a broker the test plays; `then` comes in one segment with CONNACK."""
-        async with fake_broker() as broker:
+        async with fake_broker(self.kind) as broker:
             peer, connecting, collector = await self.connecting(broker, **options)
             peer.write(self.speak.connack(session_present=session_present), *then)
             connection = await connecting
@@ -167,7 +169,7 @@ class Version:
 
     async def refusal(self, *answer: bytes, **options: Any) -> Any:
         """How connecting ends when the broker answers this and closes."""
-        async with fake_broker() as broker:
+        async with fake_broker(self.kind) as broker:
             peer, connecting, _ = await self.connecting(broker, **options)
             peer.write(*answer)
             peer.close()

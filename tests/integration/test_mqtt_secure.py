@@ -2,48 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import inspect
 import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import uvloop
 
 from server.mqtt.port import ConnectionEndedError, SubscriptionRefusedError
 from tests.brokers.secure import KINDS, WITH_CERTIFICATE, Authority, PemFiles, SecureMosquitto
 from tests.devices import publish
+from tests.eachloop import on_each_loop
 from tests.integration.test_mqtt_5 import Collector, Version, ended, numbered, request, subscriptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Iterator
 
     from server.core.lifecycle import Reason
     from server.mqtt.port import Ended, SessionRequest
-
-
-LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
-    "asyncio": asyncio.new_event_loop,
-    "uvloop": uvloop.new_event_loop,
-}
-
-
-def on_each_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run a test on the loop of the service, and on Python's own, whose TLS is another."""
-
-    def run(loop: str, **fixtures: Any) -> None:
-        with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
-            runner.run(test(**fixtures))
-
-    functools.update_wrapper(run, test)
-    signature = inspect.signature(test)
-    own = inspect.Parameter("loop", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    vars(run)["__signature__"] = signature.replace(parameters=[own, *signature.parameters.values()])
-    on_each: Callable[..., None] = pytest.mark.parametrize("loop", LOOPS)(run)
-    return on_each
 
 
 @pytest.fixture(params=["5", "3.1.1"])

@@ -11,6 +11,7 @@ import pytest
 
 from server.config.errors import ConfigError
 from server.config.load import Config, load_config, parse_config
+from server.core.connections import MqttTls
 
 _DATA = Path(__file__).parent / "data"
 _SECTIONS = "mqtt: {host: h, client_id: c}\nkafka: {}\n"
@@ -35,7 +36,7 @@ def test_the_seeds_configuration_loads_unchanged() -> None:
     assert (config.mqtt.tls, config.mqtt.credentials) == (None, None)
     assert (entry.mapping.name, entry.mapping.mqtt.topic, entry.mapping.kafka.topic) == ("demo", "demo/#", "demo_data")
     assert entry.line == 17
-    assert config.warnings == ()
+    assert [warning.split()[0] for warning in config.warnings] == ["mqtt.tls"]  # its keys have no values
 
 
 def test_the_demos_configuration_loads() -> None:
@@ -99,11 +100,89 @@ def test_a_wrong_shape_is_refused(text: str, expected: str) -> None:
     assert _lines(text) == [expected]
 
 
-@pytest.mark.parametrize(("key", "value"), [("transport", "websocket"), ("tls", "{ca_cert: ca.pem}")])
-def test_what_no_adapter_does_so_far_is_not_supported_yet(key: str, value: str) -> None:
-    assert _lines(f"mqtt:\n  host: h\n  {key}: {value}\nkafka: {{}}\n") == [
-        f"config.yaml:3: mqtt.{key}: is not supported yet"
-    ]
+@pytest.mark.parametrize("written", ["true", "{}", '"true"', "${TLS}"])
+def test_tls_may_be_wanted_without_saying_more(written: str) -> None:
+    config = _config(f"mqtt:\n  host: h\n  client_id: c\n  tls: {written}\nkafka: {{}}\n", TLS="true")
+    assert config.mqtt.tls == MqttTls()
+    assert not config.mqtt.is_plain_tcp
+
+
+@pytest.mark.parametrize("written", ["false", "", "null", "${TLS}"])
+def test_tls_may_be_unwanted(written: str) -> None:
+    config = _config(f"mqtt:\n  host: h\n  client_id: c\n  tls: {written}\nkafka: {{}}\n", TLS="false")
+    assert config.mqtt.tls is None
+    assert config.mqtt.is_plain_tcp
+
+
+def test_the_seeds_keys_of_tls_are_taken() -> None:
+    config = _config("""\
+        mqtt:
+          host: h
+          client_id: c
+          tls: {ca_cert: ca.pem, client_key: key.pem, client_cert: cert.pem}
+        kafka: {}
+        """)
+    assert config.mqtt.tls == MqttTls(ca_cert="ca.pem", client_cert="cert.pem", client_key="key.pem")
+
+
+def test_every_key_of_tls_and_websocket_is_taken() -> None:
+    config = _config(
+        """\
+        mqtt:
+          host: h
+          client_id: c
+          transport: websocket
+          path: /mqtt?x=y
+          tls:
+            ca_cert: ca.pem
+            client_cert: cert.pem
+            client_key: key.pem
+            client_key_password: ${PASSWORD}
+            server_name: n
+            alpn: x-amzn-mqtt-ca
+            insecure_skip_verify: true
+        kafka: {}
+        """,
+        PASSWORD="0123",
+    )
+    tls = config.mqtt.tls
+    assert tls is not None
+    assert tls.client_key_password is not None
+    assert tls.client_key_password.get_secret_value() == "0123"
+    assert (tls.alpn, config.mqtt.server_name, config.mqtt.path) == (("x-amzn-mqtt-ca",), "n", "/mqtt?x=y")
+    [warning] = config.warnings
+    assert warning.startswith("mqtt.tls.insecure_skip_verify is set: the broker's certificate is not checked")
+
+
+def test_a_template_of_tls_that_nobody_filled_in_counts_as_absent_and_is_warned_of() -> None:
+    config = _config("mqtt: {host: h, client_id: c, tls: {ca_cert: , client_cert: }}\nkafka: {}\n")
+    assert config.mqtt.tls is None
+    [warning] = config.warnings
+    assert warning.startswith("mqtt.tls has keys without values and counts as absent, so nothing is encrypted")
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("tls: 5", "mqtt.tls: expected a section of keys"),
+        ("tls: maybe", "mqtt.tls: expected a section of keys"),
+        ('tls: {ca_cert: ""}', "mqtt.tls.ca_cert: String should have at least 1 character"),
+        ("tls: {client_cert: c}", "mqtt.tls: client_cert and client_key must be set together"),
+        ("tls: {client_key_password: p}", "mqtt.tls: client_key_password is set, but no client_key"),
+        (
+            'tls: {alpn: [""]}',
+            "mqtt.tls.alpn[0]: expected a protocol name of 1 to 255 ASCII characters, such as x-amzn-mqtt-ca",
+        ),
+        ("tls: {verify: false}", "mqtt.tls.verify: unknown key"),
+        ("transport: wss", "mqtt.transport: should be 'tcp' or 'websocket'"),
+        (
+            "path: mqtt",
+            "mqtt.path: expected a path such as /mqtt: it begins with / and has no spaces, no # and only ASCII",
+        ),
+    ],
+)
+def test_what_is_wrong_with_tls_and_websocket_is_said_at_its_key(written: str, expected: str) -> None:
+    assert _lines(f"mqtt:\n  host: h\n  {written}\nkafka: {{}}\n") == [f"config.yaml:3: {expected}"]
 
 
 def test_kerberos_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,8 +376,6 @@ def test_what_is_wrong_with_a_field_hides_no_broken_rule_and_no_clash() -> None:
         """) == [
         "config.yaml:1: mqtt.host: is required",
         "config.yaml:1: mqtt.port: should be a valid integer, unable to parse string as an integer",
-        "config.yaml:1: mqtt.tls: is not supported yet",
-        "config.yaml:1: mqtt.transport: is not supported yet",
         "config.yaml:4: forwarding[0].dead_letter_topic: on_poison: dead_letter needs a dead_letter_topic",
         "config.yaml:6: forwarding[0].mqtt.qos: should be 0, 1 or 2",
         "config.yaml:9: forwarding[1].dead_letter_topic: must differ from kafka.topic, both are 'k'",

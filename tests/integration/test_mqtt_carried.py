@@ -1,0 +1,90 @@
+"""What every connection owes the port, over TLS and WebSocket: the tests of TCP again, on played brokers."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.integration import test_mqtt_5 as over_tcp
+from tests.integration.test_mqtt_5 import Version
+
+
+@pytest.fixture(params=["tls", "ws"])
+def kind(request: pytest.FixtureRequest) -> str:
+    carried: str = request.param
+    return carried
+
+
+@pytest.fixture(params=["5", "3.1.1"])
+def version(request: pytest.FixtureRequest, kind: str) -> Version:
+    return Version(request.param, kind)
+
+
+test_a_broker_that_closes_before_a_byte_is_silent = over_tcp.test_a_broker_that_closes_before_a_byte_is_silent
+test_a_broker_that_closes_in_the_middle_of_connack_is_not_silent = (
+    over_tcp.test_a_broker_that_closes_in_the_middle_of_connack_is_not_silent
+)
+test_nothing_is_left_of_a_connection_that_was_aborted = over_tcp.test_nothing_is_left_of_a_connection_that_was_aborted
+test_messages_in_the_segment_of_connack_are_received_after_connected = (
+    over_tcp.test_messages_in_the_segment_of_connack_are_received_after_connected
+)
+test_messages_of_one_read_are_handed_over_together_with_their_size = (
+    over_tcp.test_messages_of_one_read_are_handed_over_together_with_their_size
+)
+test_a_publish_before_connack_breaks_the_protocol = over_tcp.test_a_publish_before_connack_breaks_the_protocol
+test_a_second_connack_breaks_the_protocol = over_tcp.test_a_second_connack_breaks_the_protocol
+test_a_packet_that_is_not_for_clients_breaks_the_protocol = (
+    over_tcp.test_a_packet_that_is_not_for_clients_breaks_the_protocol
+)
+test_a_topic_that_is_not_utf8_is_malformed_and_what_came_before_is_received = (
+    over_tcp.test_a_topic_that_is_not_utf8_is_malformed_and_what_came_before_is_received
+)
+test_a_packet_that_cannot_be_decoded_is_malformed = over_tcp.test_a_packet_that_cannot_be_decoded_is_malformed
+test_the_same_malformed_packet_has_the_same_sample_wherever_a_read_ends = (
+    over_tcp.test_the_same_malformed_packet_has_the_same_sample_wherever_a_read_ends
+)
+test_packets_arrive_whole_wherever_they_are_split = over_tcp.test_packets_arrive_whole_wherever_they_are_split
+test_acknowledgements_are_written_in_the_order_given_and_none_for_qos_0 = (
+    over_tcp.test_acknowledgements_are_written_in_the_order_given_and_none_for_qos_0
+)
+test_leaving_waits_for_the_answer_to_its_own_pingreq = over_tcp.test_leaving_waits_for_the_answer_to_its_own_pingreq
+test_leaving_discards_what_still_arrives = over_tcp.test_leaving_discards_what_still_arrives
+test_what_was_written_is_processed_when_its_own_pingresp_comes = (
+    over_tcp.test_what_was_written_is_processed_when_its_own_pingresp_comes
+)
+test_after_a_read_that_comes_in_parts_the_receiver_hears_once_that_it_has_all = (
+    over_tcp.test_after_a_read_that_comes_in_parts_the_receiver_hears_once_that_it_has_all
+)
+test_of_a_large_message_on_its_way_the_receiver_hears_how_much_is_held = (
+    over_tcp.test_of_a_large_message_on_its_way_the_receiver_hears_how_much_is_held
+)
+test_while_it_rests_messages_gather_and_then_arrive_together = (
+    over_tcp.test_while_it_rests_messages_gather_and_then_arrive_together
+)
+test_a_rest_does_not_end_a_pause_nor_a_pause_a_rest = over_tcp.test_a_rest_does_not_end_a_pause_nor_a_pause_a_rest
+test_leaving_ends_a_rest = over_tcp.test_leaving_ends_a_rest
+test_leaving_reads_on_when_reading_was_paused = over_tcp.test_leaving_reads_on_when_reading_was_paused
+test_leaving_a_silent_broker_takes_as_long_as_allowed_and_no_longer = (
+    over_tcp.test_leaving_a_silent_broker_takes_as_long_as_allowed_and_no_longer
+)
+test_leaving_that_is_cancelled_closes_the_connection = over_tcp.test_leaving_that_is_cancelled_closes_the_connection
+test_subscribing_returns_the_qos_granted_per_filter = over_tcp.test_subscribing_returns_the_qos_granted_per_filter
+test_a_refused_filter_is_named_and_the_connection_stays = (
+    over_tcp.test_a_refused_filter_is_named_and_the_connection_stays
+)
+test_a_subscribe_without_answer_ends_the_connection = over_tcp.test_a_subscribe_without_answer_ends_the_connection
+test_an_unsubscribe_without_answer_ends_the_connection = over_tcp.test_an_unsubscribe_without_answer_ends_the_connection
+test_a_connection_lost_while_subscribing_says_why = over_tcp.test_a_connection_lost_while_subscribing_says_why
+test_messages_are_received_while_subscribing = over_tcp.test_messages_are_received_while_subscribing
+test_unsubscribing_is_one_packet = over_tcp.test_unsubscribing_is_one_packet
+test_a_reset_connection_is_lost = over_tcp.test_a_reset_connection_is_lost
+test_a_broker_that_answers_no_pingreq_is_given_up = over_tcp.test_a_broker_that_answers_no_pingreq_is_given_up
+test_a_broker_that_answers_is_kept = over_tcp.test_a_broker_that_answers_is_kept
+test_a_broker_that_sends_messages_before_pingresp_is_not_silent = (
+    over_tcp.test_a_broker_that_sends_messages_before_pingresp_is_not_silent
+)
+test_while_reading_is_paused_pingreqs_go_on_and_no_answer_is_judged = (
+    over_tcp.test_while_reading_is_paused_pingreqs_go_on_and_no_answer_is_judged
+)
+test_a_broker_that_stays_silent_after_a_pause_is_given_up = (
+    over_tcp.test_a_broker_that_stays_silent_after_a_pause_is_given_up
+)
