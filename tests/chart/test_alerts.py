@@ -48,7 +48,8 @@ def test_each_fires_when_it_should_and_not_when_it_should_not() -> None:
 
 
 def test_each_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() -> None:
-    fires, silent = set(), set()
+    fires: set[str] = set()
+    silent: set[str] = set()
     for case in yaml.safe_load(CASES.read_text())["tests"]:
         for moment in case["alert_rule_test"]:
             (fires if moment.get("exp_alerts") else silent).add(moment["alertname"])

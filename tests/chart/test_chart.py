@@ -11,6 +11,7 @@ import pytest
 import yaml
 from cloudcoil.models.prometheus_operator import v1 as operator
 
+from tests.chart.fakecluster import fake_cluster
 from tests.chart.rendering import (
     CHART,
     NEWEST,
@@ -266,7 +267,7 @@ def test_a_long_name_still_leaves_room_for_what_is_added_to_it() -> None:
 def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values by their full names; lists, free maps and Kubernetes' own objects count as one."""
     whole = {"podSecurityContext", "securityContext", "pod.updateStrategy", "pod.resources", "dashboard.labels"}
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and value and name not in whole and not name.endswith("Probe"):
@@ -289,3 +290,28 @@ def test_the_table_in_the_readme_has_every_value_with_its_default() -> None:
     }
     assert all(defaults[name]["httpGet"]["path"] == literal[name] for name in probes)
     assert described == {"podSecurityContext", "securityContext", "pod.ports", "pod.resources", "networkPolicy.egress"}
+
+
+def installed(folder: Path, values: Path, *there: Thing) -> str:
+    """What `helm install` says in a cluster with those objects, without doing it."""
+    with fake_cluster(folder, *there) as env:
+        done = helm("install", "r", CHART, "--dry-run=server", "--disable-openapi-validation", "-f", values, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_token_that_was_made_before_is_kept(tmp_path: Path) -> None:
+    name = "r-mqtt-kafka-forwarder-admin"
+    release = {"meta.helm.sh/release-name": "r", "meta.helm.sh/release-namespace": "default"}
+    metadata = {"name": name, "labels": {"app.kubernetes.io/managed-by": "Helm"}, "annotations": release}
+    before = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": {"admin-token": "b2xk"}}
+    assert "admin-token: b2xk\n" in installed(tmp_path, MINIMAL, before)
+    assert "admin-token: b2xk\n" not in installed(tmp_path, MINIMAL)
+
+
+def test_the_notes_say_how_to_reach_it_and_what_is_open(tmp_path: Path) -> None:
+    closed = installed(tmp_path, EVERYTHING).split("NOTES:")[1]
+    assert "get secret my-token" in closed
+    assert '{{index .data "token" | base64decode}}' in closed
+    assert "WARNING" not in closed
+    assert installed(tmp_path, SETS["open"]).split("NOTES:")[1].count("WARNING") == 2
