@@ -31,13 +31,6 @@ RUN --mount=type=secret,id=ca \
     && /opt/uv/bin/uv sync --locked --no-default-groups --no-editable
 
 FROM ${BASE}
-ARG VERSION=0.1.0
-ARG REVISION=unknown
-LABEL org.opencontainers.image.title="mqtt-kafka-forwarder" \
-      org.opencontainers.image.description="Forwards MQTT messages to Kafka: at least once, in order, managed while it runs." \
-      org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
 # ca-certificates: brokers with certificates of public authorities.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3 \
@@ -64,5 +57,13 @@ EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python3", "-c", "import os, urllib.request as http; http.urlopen('http://127.0.0.1:' + os.environ['MKF_PORT'] + '/livez', timeout=4)"]
+# Last, for they change with every commit.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="mqtt-kafka-forwarder" \
+      org.opencontainers.image.description="Forwards MQTT messages to Kafka: at least once, in order, managed while it runs." \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
 ENTRYPOINT ["mkf"]
 CMD ["serve"]

@@ -45,7 +45,8 @@ else
         --secret id=ca,src=/etc/ssl/certs/ca-certificates.crt \
         --build-arg BASE="$base" --build-arg VERSION="$version" --build-arg REVISION="$revision" .
     buildah push --quiet --format v2s2 "$tag" "docker-archive:$out/image.tar:$tag"
-    buildah inspect --type image --format '{{json .Docker.Config}}' "$tag" > "$out/config.json"
+    buildah inspect --type image "$tag" |
+        python3 -c 'import json, sys; json.dump(json.load(sys.stdin)["Docker"]["config"], sys.stdout)' > "$out/config.json"
     container="$(buildah from --pull-never "$tag")"
     mkdir "$out/root"
     cp -a "$(buildah mount "$container")/." "$out/root"
