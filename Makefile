@@ -54,9 +54,10 @@ bench: setup test-tools kafka ## Every target of the fast path, measured (10 min
 bench-full: setup test-tools kafka ## The same with more rounds, large backlogs and 1,000 mappings (about an hour)
 	$(BENCH) --full $(ARGS)
 
-chaos: setup test-tools kafka ## The long fault programme, 2 hours, resumable (ARGS="--seed 1 --filter Kafka --hours 1 --report"), and chaos-memory
+chaos: setup test-tools kafka ## The long fault programme, 2 hours, resumable (ARGS="--seed 1 --filter Kafka --hours 1 --report"), memory, error codes, bad peers
 	$(BIN)/python -m tests.faults $(ARGS)
 	$(if $(ARGS),,$(BIN)/python -m tests.faults.memory)
+	$(if $(ARGS),,$(BIN)/pytest tests/faults/test_produce_errors.py tests/faults/test_bad_peers.py)
 
 chaos-memory: setup test-tools kafka ## Memory with Kafka stopped, every combination for 10 minutes: ARGS="--seconds 60 --report"
 	$(BIN)/python -m tests.faults.memory $(ARGS)
