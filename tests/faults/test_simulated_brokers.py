@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from server.core.acks import Delivery
     from server.core.subscription import WireProtocol
 
-EXAMPLES = 60  # of each kind; `make chaos` wants more
+EXAMPLES = 60  # of each kind
 
 
 @contextmanager
