@@ -120,11 +120,12 @@ async def test_no_token_and_no_hash_is_anywhere_but_in_the_answer_to_who_made_it
         made = await service.api.post("/api/v1/tokens", headers=bearer(ADMIN), json={"name": "a", "scope": "admin"})
         secret = made.json()["token"]
         paths = ["/api/v1/tokens", EVENTS, "/api/v1/mappings", "/metrics", "/openapi.json", f"/{secret}", "/readyz"]
-        for token in (ADMIN, secret, wrong, hash_of(secret)):
+        for token in (ADMIN, secret, wrong, wrong, hash_of(secret)):
             for path in paths:
                 await call("GET", path, token)
             await call("POST", "/api/v1/tokens", token, json={"name": secret, "scope": "x"})
             await call("POST", "/api/v1/tokens", token, content=secret)
+            await call("DELETE", f"/api/v1/tokens/{secret}", token)
         assert {response.status_code for response in told} >= {200, 401, 422, 429}
         rotated = ADMIN[::-1]
         file.write_text(rotated)
@@ -139,6 +140,7 @@ async def test_no_token_and_no_hash_is_anywhere_but_in_the_answer_to_who_made_it
         assert await service.sigterm() == 0
     log = (tmp_path / "service" / "service.log").read_text()
     assert '"event": "authentication_failed"' in log
+    assert '"path": "/api/v1/tokens/mkf_(removed)"' in log
     database = b"".join(path.read_bytes() for path in (tmp_path / "service").glob("mkf.db*"))
     for canary in (ADMIN, rotated, secret, wrong):
         assert canary.encode() not in database
