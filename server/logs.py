@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from typing import TYPE_CHECKING, Literal
 
 import structlog
 
 if TYPE_CHECKING:
-    from structlog.types import Processor
+    from structlog.types import EventDict, Processor
 
 _OURS = __name__.partition(".")[0]
+# An API token, as server.core.tokens makes them.
+_TOKEN = re.compile(r"mkf_[A-Za-z0-9_-]{43}")
+
+
+def without_tokens(_: object, __: str, entry: EventDict) -> EventDict:
+    """Leave API tokens out of an entry: somebody may have sent one where it does not belong, as in a path."""
+    for key, value in entry.items():
+        if isinstance(value, str) and "mkf_" in value:
+            entry[key] = _TOKEN.sub("mkf_(removed)", value)
+    return entry
 
 
 def configure_logging(level: str, style: Literal["console", "json"]) -> None:
@@ -23,6 +34,7 @@ def configure_logging(level: str, style: Literal["console", "json"]) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        without_tokens,
     ]
     if style == "json":
         shared.append(structlog.processors.format_exc_info)

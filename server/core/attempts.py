@@ -10,6 +10,7 @@ BURST = 10
 SECONDS_PER_ATTEMPT = 6.0
 MOST_ADDRESSES = 4096
 _IPV6_BITS_OF_ONE_SITE = 64
+_MOST_CHARACTERS = 64
 
 
 class FailedAttempts:
@@ -46,7 +47,7 @@ def _site(address: str) -> str:
     try:
         found = ip_address(address)
     except ValueError:
-        return address
+        return address[:_MOST_CHARACTERS]  # what a proxy says need not be an address
     if isinstance(found, IPv6Address):
         if found.ipv4_mapped is not None:
             return str(found.ipv4_mapped)

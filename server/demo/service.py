@@ -175,8 +175,8 @@ async def service(
     port = _port()
     log = folder / "service.log"
     environment = {
-        # Its store is thrown away and it listens on loopback, so the demo needs no token, nor does who looks at it.
-        **{name: value for name, value in os.environ.items() if not name.startswith("MKF_ADMIN_TOKEN")},
+        # Its store is thrown away and it listens on loopback: the demo needs no token and no TLS, nor who looks at it.
+        **{name: value for name, value in os.environ.items() if not name.startswith(("MKF_ADMIN_TOKEN", "MKF_TLS_"))},
         "CONFIG_FILE": str(config),
         "MKF_PORT": str(port),
         "MKF_LOG_LEVEL": "info",  # it says there that sessions are ended

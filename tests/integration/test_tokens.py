@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 ADMIN = "fedcba9876543210" * 4
 EVENTS = "/api/v1/events"
 # What the README states, with room for a machine that has other work.
-NOTICED_WITHIN = 20.0
+NOTICED_WITHIN = 30.0
+START_TIMEOUT = 90.0
 
 
 @asynccontextmanager
@@ -40,7 +41,7 @@ async def running(folder: Path, **env: str) -> AsyncIterator[Service]:
     )
     async with service:
         if "MKF_TLS_CERT" not in env:
-            await service.wait_ready()
+            await service.wait_ready(START_TIMEOUT)
         yield service
 
 
@@ -119,11 +120,12 @@ async def test_no_token_and_no_hash_is_anywhere_but_in_the_answer_to_who_made_it
         made = await service.api.post("/api/v1/tokens", headers=bearer(ADMIN), json={"name": "a", "scope": "admin"})
         secret = made.json()["token"]
         paths = ["/api/v1/tokens", EVENTS, "/api/v1/mappings", "/metrics", "/openapi.json", f"/{secret}", "/readyz"]
-        for token in (ADMIN, secret, wrong, hash_of(secret)):
+        for token in (ADMIN, secret, wrong, wrong, hash_of(secret)):
             for path in paths:
                 await call("GET", path, token)
             await call("POST", "/api/v1/tokens", token, json={"name": secret, "scope": "x"})
             await call("POST", "/api/v1/tokens", token, content=secret)
+            await call("DELETE", f"/api/v1/tokens/{secret}", token)
         assert {response.status_code for response in told} >= {200, 401, 422, 429}
         rotated = ADMIN[::-1]
         file.write_text(rotated)
@@ -138,6 +140,7 @@ async def test_no_token_and_no_hash_is_anywhere_but_in_the_answer_to_who_made_it
         assert await service.sigterm() == 0
     log = (tmp_path / "service" / "service.log").read_text()
     assert '"event": "authentication_failed"' in log
+    assert '"path": "/api/v1/tokens/mkf_(removed)"' in log
     database = b"".join(path.read_bytes() for path in (tmp_path / "service").glob("mkf.db*"))
     for canary in (ADMIN, rotated, secret, wrong):
         assert canary.encode() not in database
@@ -161,7 +164,7 @@ async def test_a_certificate_is_taken_over_while_it_serves(tmp_path: Path) -> No
     async def reached(http: httpx.AsyncClient, service: Service) -> bool:
         try:
             return (await http.get(f"https://127.0.0.1:{service.port}/livez")).status_code == 200
-        except httpx.ConnectError:
+        except httpx.TransportError:
             return False
 
     async with (
@@ -183,7 +186,7 @@ async def test_it_does_not_start_where_nobody_or_everybody_could_use_it(tmp_path
         env={"MKF_HOST": "0.0.0.0", **env},
     )
     async with service:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(START_TIMEOUT):
             while service.running:
                 await asyncio.sleep(0.05)
         assert service.exit_code == 2

@@ -69,6 +69,7 @@ def test_addresses_beyond_the_limit_push_out_who_failed_longest_ago() -> None:
         ("::ffff:10.0.0.1", "::ffff:10.0.0.2", False),
         ("unix", "unix", True),
         ("unix", "", False),
+        ("x" * 64 + "a", "x" * 64 + "b", True),
     ],
 )
 def test_the_addresses_of_one_customer_count_as_one(one: str, other: str, together: bool) -> None:

@@ -6,12 +6,13 @@ import asyncio
 import json
 import logging
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import structlog
 from aiokafka.conn import create_conn
 
+from server.core.tokens import SECRET_BYTES, new_token
 from server.logs import configure_logging
 from server.mqtt import v311
 
@@ -53,6 +54,22 @@ def test_the_libraries_records_look_the_same_and_name_their_logger(capsys: pytes
     logging.getLogger("aiokafka.client").warning("no %s", "leader")
     (line,) = _lines(capsys)
     assert (line["event"], line["level"], line["logger"]) == ("no leader", "warning", "aiokafka.client")
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_a_token_that_somebody_sent_in_a_wrong_place_is_left_out(
+    capsys: pytest.CaptureFixture[str], style: Literal["json", "console"]
+) -> None:
+    configure_logging("info", style)
+    token = new_token(bytes(SECRET_BYTES))
+    structlog.get_logger().info("api_request", path=f"/api/v1/tokens/{token}", status=422)
+    logging.getLogger("uvicorn.error").warning("bad %s!", token)
+    said = capsys.readouterr().err
+    assert token not in said
+    assert "/api/v1/tokens/mkf_(removed)" in said
+    assert "bad mkf_(removed)!" in said
+    structlog.get_logger().info("mkf_mapping_state")
+    assert "mkf_mapping_state" in capsys.readouterr().err
 
 
 def test_a_traceback_is_text_inside_the_object(capsys: pytest.CaptureFixture[str]) -> None:
