@@ -157,6 +157,7 @@ class WebSocketPeer(Peer):
     def __init__(self, writer: asyncio.StreamWriter, frames: ServerProtocol) -> None:
         self.payload = asyncio.StreamReader(limit=LIMIT)
         self._out = _Frames(writer, frames)
+        self._raw = writer
         super().__init__(self.payload, cast("asyncio.StreamWriter", self._out))
         self.frames = frames
         self.received: list[Frame] = []
@@ -164,6 +165,10 @@ class WebSocketPeer(Peer):
     def flush(self) -> None:
         """Send what was done with `frames`."""
         self._out.flush()
+
+    def write_raw(self, data: bytes) -> None:
+        """Send bytes past `frames`."""
+        self._raw.write(data)
 
     def take(self, events: Iterable[object]) -> None:
         """Note these frames of the client."""

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 # Less than a connection gets in all (connection.CONNECT_TIMEOUT_SECONDS), so that this is what is reported.
 HANDSHAKE_SECONDS = 8.0
+# How much is read and not decrypted while reading is paused, and how little before reading goes on; hundreds of
+# connections may hold that. The lower is more than the largest record, or half of one could wait for ever.
+_ENCRYPTED_BYTES = (64 * 1024, 32 * 1024)
 # A broker that does not answer our goodbye in TLS is left without.
 SHUTDOWN_SECONDS = 1.0
 
@@ -56,7 +59,7 @@ class Dialer:
             return
         context = await self._contexts.get(broker.tls)
         try:
-            await loop.create_connection(
+            transport, _ = await loop.create_connection(
                 make,
                 broker.host,
                 broker.port,
@@ -73,6 +76,7 @@ class Dialer:
         except ConnectionAbortedError as error:  # how asyncio says that the handshake took too long
             silence = f"it did not answer within {HANDSHAKE_SECONDS:g} s"
             raise ConnectionEndedError(Ended(no_tls(broker.address, silence))) from error
+        transport.set_read_buffer_limits(*_ENCRYPTED_BYTES)  # type: ignore[attr-defined] # only transports of TLS have it
 
 
 _CLOSED = "it closed the connection in the handshake"

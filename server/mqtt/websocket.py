@@ -12,9 +12,10 @@ import ssl
 from typing import TYPE_CHECKING, cast
 
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus
+from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Response
+from websockets.protocol import State
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
@@ -43,7 +44,11 @@ _log.setLevel(logging.WARNING)
 
 
 class WebSocket(asyncio.Transport, asyncio.Protocol):
-    """A protocol to the network's transport, and a transport to an MQTT connection."""
+    """A protocol to the network's transport, and a transport to an MQTT connection.
+
+    Raises:
+        OSError: the broker's host is none that a URL can carry.
+    """
 
     def __init__(self, mqtt: asyncio.BufferedProtocol, broker: MqttConnection) -> None:
         super().__init__()
@@ -52,8 +57,12 @@ class WebSocket(asyncio.Transport, asyncio.Protocol):
         self._broker = broker
         # Without the query, which may hold a signature.
         self._url = f"{scheme}://{broker.address}{broker.path.partition('?')[0]}"
+        try:
+            uri = parse_uri(f"{scheme}://{broker.address}{broker.path}")
+        except (InvalidURI, ValueError) as error:
+            raise OSError("there can be no such host") from error
         self._frames = ClientProtocol(
-            parse_uri(f"{scheme}://{broker.address}{broker.path}"),
+            uri,
             subprotocols=[_MQTT],
             max_size=(None, MAX_FRAME_BYTES),
             logger=_log,
@@ -63,6 +72,7 @@ class WebSocket(asyncio.Transport, asyncio.Protocol):
         self._is_open = False
         self._closing = False
         self._heard = False
+        self._has_carried = False
         self._failure: ConnectionEndedError | None = None
 
     async def accepted(self, within: float) -> None:
@@ -138,18 +148,19 @@ class WebSocket(asyncio.Transport, asyncio.Protocol):
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send this in one frame."""
-        if not self._closing:
+        # A close of the broker may have been answered already, in the read whose messages are being acknowledged here.
+        if not self._closing and self._frames.state is State.OPEN:
             self._frames.send_binary(bytes(data))
             self._flush()
 
     def pause_reading(self) -> None:
         """Leave bytes in the socket."""
-        if self._network is not None:
+        if self._network is not None and not self._closing:
             self._network.pause_reading()
 
     def resume_reading(self) -> None:
         """Read again."""
-        if self._network is not None:
+        if self._network is not None and not self._closing:
             self._network.resume_reading()
 
     def is_closing(self) -> bool:
@@ -214,6 +225,7 @@ class WebSocket(asyncio.Transport, asyncio.Protocol):
             size = min(len(room), len(data))
             room[:size] = data[:size]
             data = data[size:]
+            self._has_carried = True
             self._mqtt.buffer_updated(size)
 
     def _see_the_end(self) -> None:
@@ -225,7 +237,8 @@ class WebSocket(asyncio.Transport, asyncio.Protocol):
             if closed.code not in _ORDERLY:
                 said = f" {closed.reason[:_SHOWN_CHARACTERS]!r}" if closed.reason else ""
                 detail = f"the broker closed the WebSocket {self._url} with code {int(closed.code)}{said}"
-                self._failure = ConnectionEndedError(Ended(Reason("mqtt_websocket_closed", detail)))
+                reason = Reason("mqtt_websocket_closed", detail)
+                self._failure = ConnectionEndedError(Ended(reason, silent=not self._has_carried))
             self._close()
         elif self._frames.parser_exc is not None:
             self._fail(self._refusal(f"a frame is not as it should be ({self._frames.parser_exc})"))

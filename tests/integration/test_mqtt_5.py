@@ -78,6 +78,10 @@ class Collector:
     def payloads(self) -> list[bytes]:
         return [message.payload for message in self.messages]
 
+    def acknowledge_from_now(self, count: int) -> None:
+        """Answer the next messages at once."""
+        self._to_acknowledge = len(self.acknowledged) + count
+
     def connected(self, connection: Connection) -> None:
         assert not self.messages
         self.connection = connection

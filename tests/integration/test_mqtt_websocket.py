@@ -290,6 +290,39 @@ async def test_a_close_of_the_broker_is_answered_and_says_why(version: Version, 
         assert "code 1008 'so it is'" in ending.reason.detail
 
 
+def served(opcode: Opcode, data: bytes) -> bytes:
+    """A frame as a server writes it."""
+    return Frame(opcode, data).serialize(mask=False)
+
+
+async def test_messages_in_the_read_of_a_close_are_received_and_what_answers_them_disturbs_nothing(
+    version: Version,
+) -> None:
+    messages = b"".join(version.speak.publish("a", b"%d" % n, packet_id=n + 1) for n in range(3))
+    async with version.faked() as (connection, collector, peer):
+        assert isinstance(peer, WebSocketPeer)
+        collector.acknowledge_from_now(3)
+        peer.write_raw(served(Opcode.BINARY, messages) + served(Opcode.CLOSE, b"\x03\xe8"))
+        assert (await ended(connection)).reason.code == "mqtt_connection_lost"
+        assert len(collector.acknowledged) == 3
+
+
+@pytest.mark.parametrize("code", [1002, 1000])
+async def test_a_close_before_a_byte_of_mqtt_is_silent_whatever_its_code(version: Version, code: int) -> None:
+    """Brokers that know only one version of MQTT may refuse the other like that."""
+    close = served(Opcode.CLOSE, code.to_bytes(2, "big"))
+    async with answering(lambda head: switching(head) + close) as broker:
+        to = request(broker, transport="websocket")
+        with pytest.raises(ConnectionEndedError) as raised:
+            await version.connector.connect(to, Collector())
+    assert raised.value.ended.silent
+
+
+@pytest.mark.parametrize("host", ["[", "no such host"])
+async def test_a_host_that_no_url_can_carry_is_unreachable(version: Version, host: str) -> None:
+    assert (await refusal(version, MqttBroker("127.0.0.1", 1), host=host)).code == "mqtt_unreachable"
+
+
 async def test_a_connection_that_breaks_the_protocol_of_mqtt_closes_the_websocket_behind_its_last_word(
     version: Version,
 ) -> None:
