@@ -233,6 +233,20 @@ def test_the_service_is_told_where_its_token_is_or_that_there_is_none() -> None:
     assert {"name": "MKF_AUTH", "value": "none"} in container(the(rendered(SETS["open"]), "StatefulSet"))["env"]
 
 
+def test_with_a_certificate_everything_that_asks_the_api_asks_by_https() -> None:
+    things = rendered(EVERYTHING)
+    forwarder = container(the(things, "StatefulSet"))
+    assert {forwarder[f"{probe}Probe"]["httpGet"]["scheme"] for probe in ("startup", "liveness", "readiness")} == {
+        "HTTPS"
+    }
+    assert {"name": "MKF_TLS_CERT", "value": "/etc/mkf/tls/api/tls.crt"} in forwarder["env"]
+    assert {"name": "MKF_TLS_KEY", "value": "/etc/mkf/tls/api/tls.key"} in forwarder["env"]
+    (endpoint,) = the(things, "ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["scheme"] == "https"
+    (test,) = the(things, "Pod")["spec"]["containers"]
+    assert {"name": "URL", "value": "https://forwarder:80"} in test["env"]
+
+
 def test_a_release_without_a_configuration_is_refused_with_what_to_set() -> None:
     said = refusal()
     for name in ("config ", "existingSecret", "CONFIG_FILE"):
