@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from tests.chart.rendering import CHART, SETS, container, of_kind, rendered, secret_text, the
+from tests.chart.rendering import SETS, container, of_kind, rendered, secret_text, the
 from tests.devices import publish
 from tests.service import Service
 
@@ -74,44 +73,3 @@ async def test_the_rendered_configuration_starts_the_service_and_its_probes_are_
             assert (await service.api.get(forwarder[probe]["httpGet"]["path"])).status_code == 200
         assert await service.sigterm() == 0
     assert [record.value for record in await kafka.read_all(topic)] == [b"1"]
-
-
-@pytest.fixture
-def helm_test() -> Callable[..., int]:
-    """Return what runs the script of `helm test`, for its exit code."""
-    (pod,) = of_kind(rendered(SETS["minimal"]), "Pod")
-    (test,) = pod["spec"]["containers"]
-
-    def run(**env: str) -> int:
-        command = [sys.executable, *test["command"][1:], *test["args"]]
-        return subprocess.run(command, env={**os.environ, **env}, timeout=60, check=False).returncode
-
-    return run
-
-
-async def test_helm_test_passes_only_while_the_service_answers_to_its_token(
-    tmp_path: Path, mosquitto: MqttBroker, kafka: KafkaCluster, unique: str, helm_test: Callable[..., int]
-) -> None:
-    token = f"mkf_{unique * 4}"
-    env = {"MKF_ADMIN_TOKEN": token}
-    async with Service(tmp_path, mqtt_broker=mosquitto, kafka_broker=kafka, client_id=unique, env=env) as service:
-        await service.wait_ready()
-        assert helm_test(URL=service.url, TOKEN=token) == 0
-        assert helm_test(URL=service.url, TOKEN=f"{token}x") != 0
-        assert await service.sigterm() == 0
-    assert helm_test(URL=service.url, TOKEN=token) != 0
-
-
-async def test_helm_test_passes_without_a_token_only_if_none_is_asked_for(
-    tmp_path: Path, mosquitto: MqttBroker, kafka: KafkaCluster, unique: str, helm_test: Callable[..., int]
-) -> None:
-    env = {"MKF_AUTH": "none"}
-    async with Service(tmp_path, mqtt_broker=mosquitto, kafka_broker=kafka, client_id=unique, env=env) as service:
-        await service.wait_ready()
-        assert helm_test(URL=service.url) == 0
-        assert helm_test(URL=service.url, TOKEN="x" * 40) != 0
-
-
-def test_the_test_s_script_is_the_file() -> None:
-    (pod,) = of_kind(rendered(SETS["minimal"]), "Pod")
-    assert pod["spec"]["containers"][0]["args"] == [(CHART / "files/answers.py").read_text()]
