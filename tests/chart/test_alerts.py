@@ -62,5 +62,13 @@ def test_each_says_how_bad_it_is_and_what_it_means() -> None:
         assert set(rule["annotations"]) == {"summary", "description"}
 
 
+def test_the_operating_guide_explains_each_and_no_other() -> None:
+    guide = (ROOT / "docs/operating.md").read_text().partition("\n## Alerts\n")[2].partition("\n## ")[0]
+    explained = [
+        name for row in re.findall(r"^\| (`.*?`) \|", guide, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    ]
+    assert sorted(explained) == sorted(rule["alert"] for rule in RULES)
+
+
 def test_the_chart_s_rule_is_the_file() -> None:
     assert the(rendered(SETS["everything"]), "PrometheusRule")["spec"] == yaml.safe_load(FILE.read_text())

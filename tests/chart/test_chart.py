@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
+import tarfile
+import tomllib
 from typing import TYPE_CHECKING, Any
 
 import kubernetes_validate
@@ -11,11 +14,13 @@ import pytest
 import yaml
 from cloudcoil.models.prometheus_operator import v1 as operator
 
+from server.config.load import load_config
 from tests.chart.fakecluster import fake_cluster
 from tests.chart.rendering import (
     CHART,
     NEWEST,
     OLDEST,
+    ROOT,
     SETS,
     Thing,
     container,
@@ -121,8 +126,7 @@ def test_what_is_mounted_is_there(values: Path) -> None:
 @every_set
 def test_no_password_or_token_is_anywhere_but_in_secrets(values: Path, tmp_path: Path) -> None:
     given = yaml.safe_load(values.read_text())
-    if "config" not in given:
-        given = {"config": {}, **{key: given[key] for key in given if key != "existingSecret"}}
+    given = {key: given[key] for key in given if key not in {"existingSecret", "env"}}
     given["config"] = "mqtt: {credentials: {password: canary-password}}"
     path = tmp_path / "values.yaml"
     path.write_text(yaml.safe_dump(given))
@@ -233,6 +237,20 @@ def test_the_service_is_told_where_its_token_is_or_that_there_is_none() -> None:
     assert {"name": "MKF_AUTH", "value": "none"} in container(the(rendered(SETS["open"]), "StatefulSet"))["env"]
 
 
+def test_with_a_certificate_everything_that_asks_the_api_asks_by_https() -> None:
+    things = rendered(EVERYTHING)
+    forwarder = container(the(things, "StatefulSet"))
+    assert {forwarder[f"{probe}Probe"]["httpGet"]["scheme"] for probe in ("startup", "liveness", "readiness")} == {
+        "HTTPS"
+    }
+    assert {"name": "MKF_TLS_CERT", "value": "/etc/mkf/tls/api/tls.crt"} in forwarder["env"]
+    assert {"name": "MKF_TLS_KEY", "value": "/etc/mkf/tls/api/tls.key"} in forwarder["env"]
+    (endpoint,) = the(things, "ServiceMonitor")["spec"]["endpoints"]
+    assert endpoint["scheme"] == "https"
+    (test,) = the(things, "Pod")["spec"]["containers"]
+    assert {"name": "URL", "value": "https://forwarder:80"} in test["env"]
+
+
 def test_a_release_without_a_configuration_is_refused_with_what_to_set() -> None:
     said = refusal()
     for name in ("config ", "existingSecret", "CONFIG_FILE"):
@@ -241,6 +259,7 @@ def test_a_release_without_a_configuration_is_refused_with_what_to_set() -> None
 
 def test_a_configuration_from_two_places_is_refused() -> None:
     assert "config and existingSecret are both set" in refusal("--values", MINIMAL, "--set", "existingSecret=x")
+    assert "env names a CONFIG_FILE" in refusal("--values", SETS["open"], "--set", "existingSecret=x")
 
 
 @pytest.mark.parametrize(
@@ -290,6 +309,38 @@ def test_the_table_in_the_readme_has_every_value_with_its_default() -> None:
     }
     assert all(defaults[name]["httpGet"]["path"] == literal[name] for name in probes)
     assert described == {"podSecurityContext", "securityContext", "pod.ports", "pod.resources", "networkPolicy.egress"}
+
+
+def test_the_files_that_a_configuration_names_are_mounted() -> None:
+    things = rendered(EVERYTHING)
+    text = "".join(secret_text(secret, "config.yaml") for secret in of_kind(things, "Secret"))
+    named = {path.rpartition("/")[0] for path in re.findall(r"/etc/mkf/\S+", text)}
+    assert named == {"/etc/mkf/tls/mqtt", "/etc/mkf/tls/kafka"}
+    assert named <= {mount["mountPath"] for mount in container(the(things, "StatefulSet"))["volumeMounts"]}
+
+
+@pytest.mark.parametrize("name", ["minimal", "seed", "everything"])
+def test_the_configurations_of_the_sets_are_valid(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MQTT_PASSWORD", "secret")
+    texts = [
+        secret_text(each, "config.yaml")
+        for each in of_kind(rendered(SETS[name]), "Secret")
+        if "config.yaml" in each["data"]
+    ]
+    (tmp_path / "config.yaml").write_text(*texts)
+    assert len(load_config(tmp_path / "config.yaml", os.environ).forwarding) == 1
+
+
+def test_the_package_has_what_it_needs_and_the_version_of_the_service(tmp_path: Path) -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["version"] == chart["appVersion"] == version
+    assert f"ARG VERSION={version}\n" in (ROOT / "Dockerfile").read_text()
+    assert helm("package", CHART, "--destination", tmp_path).returncode == 0
+    with tarfile.open(tmp_path / f"{chart['name']}-{version}.tgz") as package:
+        names = {name.removeprefix(f"{chart['name']}/") for name in package.getnames()}
+    assert {"values.schema.json", "README.md", "files/alerts.yaml", "files/dashboard.json", "files/answers.py"} <= names
+    assert not any(name.startswith("ci/") for name in names)
 
 
 def installed(folder: Path, values: Path, *there: Thing) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from tests.chart.rendering import CHART, SETS, container, of_kind, rendered, secret_text, the
+from tests.chart.rendering import SETS, container, of_kind, rendered, secret_text, the
 from tests.devices import publish
 from tests.service import Service
 
@@ -74,27 +73,3 @@ async def test_the_rendered_configuration_starts_the_service_and_its_probes_are_
             assert (await service.api.get(forwarder[probe]["httpGet"]["path"])).status_code == 200
         assert await service.sigterm() == 0
     assert [record.value for record in await kafka.read_all(topic)] == [b"1"]
-
-
-async def test_helm_test_passes_when_the_service_answers_and_fails_when_it_is_away(
-    tmp_path: Path, mosquitto: MqttBroker, kafka: KafkaCluster, unique: str
-) -> None:
-    (pod,) = of_kind(rendered(SETS["minimal"], "--set", "auth.enabled=false"), "Pod")
-    (test,) = pod["spec"]["containers"]
-    assert test["command"] == ["python3", "-c"]
-
-    def run(url: str) -> int:
-        command = [sys.executable, "-c", *test["args"]]
-        return subprocess.run(command, env={**os.environ, "URL": url}, timeout=60, check=False).returncode
-
-    service = Service(tmp_path, mqtt_broker=mosquitto, kafka_broker=kafka, client_id=unique, env={"MKF_AUTH": "none"})
-    async with service:
-        await service.wait_ready()
-        assert run(service.url) == 0
-        assert await service.sigterm() == 0
-    assert run(service.url) != 0
-
-
-def test_the_test_s_script_is_the_file() -> None:
-    (pod,) = of_kind(rendered(SETS["minimal"]), "Pod")
-    assert pod["spec"]["containers"][0]["args"] == [(CHART / "files/answers.py").read_text()]
