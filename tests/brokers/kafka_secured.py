@@ -84,7 +84,6 @@ class SecuredKafka(Kafka):
         self._issue(folder / "server.pem")
         listeners = {"PLAINTEXT": broker, **self._listeners}
         advertised = ",".join(f"{name}://127.0.0.1:{port}" for name, port in listeners.items())
-        plain = f'{_SASL}.plain.PlainLoginModule required user_{PLAIN_USER}="{PLAIN_PASSWORD}";'
         scram = f"{_SASL}.scram.ScramLoginModule required;"
         return {
             "listeners": f"{advertised},CONTROLLER://127.0.0.1:{controller}",
@@ -105,7 +104,7 @@ class SecuredKafka(Kafka):
             "listener.name.tls.ssl.client.auth": "none",
             "listener.name.mutual.ssl.client.auth": "required",
             "listener.name.sasl_tls.sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER",
-            "listener.name.sasl_tls.plain.sasl.jaas.config": plain,
+            "listener.name.sasl_tls.plain.sasl.jaas.config": _plain({PLAIN_USER: PLAIN_PASSWORD}),
             "listener.name.sasl_tls.scram-sha-256.sasl.jaas.config": scram,
             "listener.name.sasl_tls.scram-sha-512.sasl.jaas.config": scram,
             "listener.name.sasl_tls.oauthbearer.sasl.jaas.config": f"{_SASL}.oauthbearer.OAuthBearerLoginModule "
@@ -115,6 +114,8 @@ class SecuredKafka(Kafka):
             "sasl.oauthbearer.jwks.endpoint.url": (folder / "jwks.json").as_uri(),
             "sasl.oauthbearer.jwt.validator.class": f"{_SASL}.oauthbearer.BrokerJwtValidator",  # not by default
             "sasl.oauthbearer.expected.audience": AUDIENCE,
+            # Connections end with their tokens.
+            "listener.name.sasl_tls.oauthbearer.connections.max.reauth.ms": "3600000",
             "listener.name.sasl.sasl.enabled.mechanisms": "SCRAM-SHA-512",
             "listener.name.sasl.scram-sha-512.sasl.jaas.config": scram,
             "listener.name.sasl.scram-sha-512.connections.max.reauth.ms": str(SESSION_MS),
@@ -182,6 +183,20 @@ class SecuredKafka(Kafka):
             made = UserScramCredentialUpsertion(user, ScramCredentialInfo(_SCRAM[name], 4096), password.encode())
             self._administer("alter_user_scram_credentials", [made])
 
+    def set_plain_password(self, user: str, password: str) -> None:
+        """Give PLAIN another user besides its own, in place of the one it was given last."""
+        self.alter(
+            {"listener.name.sasl_tls.plain.sasl.jaas.config": _plain({PLAIN_USER: PLAIN_PASSWORD, user: password})}
+        )
+
+    def offer(self, *mechanisms: str) -> None:
+        """Let the listener SASL offer these mechanisms."""
+        scram = f"{_SASL}.scram.ScramLoginModule required;"
+        self.alter(
+            {f"listener.name.sasl.{name.lower()}.sasl.jaas.config": scram for name in mechanisms}
+            | {"listener.name.sasl.sasl.enabled.mechanisms": ",".join(mechanisms)}
+        )
+
     def remove_user(self, user: str, *mechanisms: str) -> None:
         """Delete a SCRAM user."""
         for name in mechanisms or _SCRAM:
@@ -232,6 +247,11 @@ class SecuredKafka(Kafka):
             "n": _base64url(numbers.n.to_bytes(256, "big")),
             "e": _base64url(numbers.e.to_bytes(3, "big")),
         }
+
+
+def _plain(passwords: dict[str, str]) -> str:
+    users = " ".join(f'user_{user}="{password}"' for user, password in passwords.items())
+    return f"{_SASL}.plain.PlainLoginModule required {users};"
 
 
 def _acl(user: str, topic: str, operation: str) -> AclBinding:
