@@ -28,7 +28,7 @@ class TokenEndpoint:
 
     tokens: Callable[[], str]
     lifetime: float | None = 300
-    answer: tuple[int, bytes] | None | str = "a token"
+    answer: tuple[int, bytes] | str | None = "a token"
     asked: list[dict[str, list[str]]] = field(default_factory=list)
     url: str = ""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from server.core.kafka_option_table import TABLE, Option, Refused
 from server.core.librdkafka_names import CONSUMER_ONLY_NAMES, PRODUCER_NAMES
@@ -93,14 +93,14 @@ def translate(config: Mapping[str, Scalar], *, gssapi_installed: bool = True) ->
     ignored: list[str] = []
     given: dict[str, Scalar] = {}
     for key, value in config.items():
-        row = _row(key)
+        row, effect = _row(key), effect_of(key)
         if isinstance(row, Refused):
             problems.append((key, row.reason))
-        elif row is None and key in CONSUMER_ONLY_NAMES:
+        elif effect == "refused":
             problems.append((key, "is a consumer's option, and the forwarder only produces; remove it"))
-        elif row is None and key not in PRODUCER_NAMES:
+        elif effect == "unknown":
             problems.append((key, "unknown option" + _did_you_mean(key)))
-        elif row is None:
+        elif effect == "ignored":
             ignored.append(key)
         elif value is not None:
             given[key] = value
@@ -127,6 +127,16 @@ def translate(config: Mapping[str, Scalar], *, gssapi_installed: bool = True) ->
         partitioner=values.get("partitioner", DEFAULT_PARTITIONER),
         warnings=tuple(warnings),
     )
+
+
+def effect_of(name: str) -> Literal["used", "refused", "ignored", "unknown"]:
+    """What becomes of a name, whatever its value."""
+    row = _row(name)
+    if row is not None:
+        return "used" if isinstance(row, Option) else "refused"
+    if name in CONSUMER_ONLY_NAMES:
+        return "refused"
+    return "ignored" if name in PRODUCER_NAMES else "unknown"
 
 
 def _row(key: str) -> Option | Refused | None:

@@ -55,12 +55,12 @@ class ClientFiles:
 
 
 class SecuredKafka(Kafka):
-    """A Kafka with an authorizer and the listeners PLAINTEXT, TLS, MUTUAL, SASL_TLS and SASL.
+    """A Kafka with an authorizer and the listeners PLAINTEXT, TLS, MUTUAL, SASL_TLS, SASL and OLD.
 
     PLAINTEXT is the tests' own, for what they set up: its nameless clients may do everything, and so may those of TLS.
     MUTUAL wants a client's certificate, whose common name is the user's. SASL_TLS offers PLAIN, SCRAM and OAUTHBEARER,
-    SASL only SCRAM-SHA-512, in clear text and with sessions that end after SESSION_MS. Nobody else may do anything
-    without an ACL.
+    SASL the same but tokens, in clear text and with sessions that end after SESSION_MS for SCRAM-SHA-512. OLD offers
+    only PLAIN, and knows nobody. Nobody else may do anything without an ACL.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -70,7 +70,7 @@ class SecuredKafka(Kafka):
         self.authority.cert_pem.write_to_path(self.ca)
         self._signing = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         broker, controller = free_port(), free_port()
-        self._listeners = {name: free_port() for name in ("TLS", "MUTUAL", "SASL_TLS", "SASL")}
+        self._listeners = {name: free_port() for name in ("TLS", "MUTUAL", "SASL_TLS", "SASL", "OLD")}
         super().__init__(
             folder,
             config=self._settings(folder, broker, controller),
@@ -89,7 +89,7 @@ class SecuredKafka(Kafka):
             "listeners": f"{advertised},CONTROLLER://127.0.0.1:{controller}",
             "advertised.listeners": advertised,
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,TLS:SSL,MUTUAL:SSL,"
-            "SASL_TLS:SASL_SSL,SASL:SASL_PLAINTEXT",
+            "SASL_TLS:SASL_SSL,SASL:SASL_PLAINTEXT,OLD:SASL_PLAINTEXT",
             "num.network.threads": "1",  # each has its certificates from its own time on
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
             "allow.everyone.if.no.acl.found": "false",
@@ -116,9 +116,13 @@ class SecuredKafka(Kafka):
             "sasl.oauthbearer.expected.audience": AUDIENCE,
             # Connections end with their tokens.
             "listener.name.sasl_tls.oauthbearer.connections.max.reauth.ms": "3600000",
-            "listener.name.sasl.sasl.enabled.mechanisms": "SCRAM-SHA-512",
+            "listener.name.sasl.sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
+            "listener.name.sasl.plain.sasl.jaas.config": _plain({PLAIN_USER: PLAIN_PASSWORD}),
+            "listener.name.sasl.scram-sha-256.sasl.jaas.config": scram,
             "listener.name.sasl.scram-sha-512.sasl.jaas.config": scram,
             "listener.name.sasl.scram-sha-512.connections.max.reauth.ms": str(SESSION_MS),
+            "listener.name.old.sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.old.plain.sasl.jaas.config": _plain({"nobody": "hunter2"}),
         }
 
     def address(self, listener: str) -> str:
@@ -183,20 +187,6 @@ class SecuredKafka(Kafka):
             made = UserScramCredentialUpsertion(user, ScramCredentialInfo(_SCRAM[name], 4096), password.encode())
             self._administer("alter_user_scram_credentials", [made])
 
-    def set_plain_password(self, user: str, password: str) -> None:
-        """Give PLAIN another user besides its own, in place of the one it was given last."""
-        self.alter(
-            {"listener.name.sasl_tls.plain.sasl.jaas.config": _plain({PLAIN_USER: PLAIN_PASSWORD, user: password})}
-        )
-
-    def offer(self, *mechanisms: str) -> None:
-        """Let the listener SASL offer these mechanisms."""
-        scram = f"{_SASL}.scram.ScramLoginModule required;"
-        self.alter(
-            {f"listener.name.sasl.{name.lower()}.sasl.jaas.config": scram for name in mechanisms}
-            | {"listener.name.sasl.sasl.enabled.mechanisms": ",".join(mechanisms)}
-        )
-
     def remove_user(self, user: str, *mechanisms: str) -> None:
         """Delete a SCRAM user."""
         for name in mechanisms or _SCRAM:
@@ -208,10 +198,9 @@ class SecuredKafka(Kafka):
 
     def revoke(self, user: str, topic: str | None = None) -> None:
         """Take all of a user's ACLs back, or those on one topic."""
-        kind, any_ = ResourceType.ANY if topic is None else ResourceType.TOPIC, AclOperation.ANY
-        wanted = AclBindingFilter(
-            kind, topic, ResourcePatternType.ANY, f"User:{user}", None, any_, AclPermissionType.ANY
-        )
+        kind = ResourceType.ANY if topic is None else ResourceType.TOPIC
+        principal, everything = f"User:{user}", (None, AclOperation.ANY, AclPermissionType.ANY)
+        wanted = AclBindingFilter(kind, topic, ResourcePatternType.ANY, principal, *everything)  # type: ignore[arg-type]
         self._administer("delete_acls", [wanted])
 
     def _administer(self, call: str, what: list[Any]) -> None:

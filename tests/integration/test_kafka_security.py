@@ -1,4 +1,4 @@
-"""A sink and a real Kafka with TLS, SASL and ACLs: what goes wrong is told by its reason, and mended without a restart."""
+"""A sink and a real Kafka with TLS, SASL and ACLs: what goes wrong has its reason, and is mended without a restart."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import trustme
 from server.core.acks import AckWindow
 from server.core.kafka_options import translate
 from server.core.mapping import Mapping
-from server.kafka.errorlog import ERROR_LOG
 from server.kafka import oauth
+from server.kafka.errorlog import ERROR_LOG
 from server.kafka.producer import Cluster, Producer
-from server.kafka.tls import ReloadedContext
 from server.kafka.sink import Sink
+from server.kafka.tls import ReloadedContext
 from tests.brokers.kafka_secured import AUDIENCE, PLAIN_PASSWORD, PLAIN_USER, SecuredKafka
 from tests.brokers.process import free_port
+from tests.faults.proxy import HOST, Proxy
 from tests.tokenendpoint import TokenEndpoint
 
 if TYPE_CHECKING:
@@ -148,8 +149,27 @@ class Site:
         }
 
     @asynccontextmanager
+    async def moving(
+        self, listener: str, config: dict[str, Any]
+    ) -> AsyncIterator[tuple[Writing, Callable[[str], None]]]:
+        """Write by way of an address that leads to a listener, and to another from when the second value is called."""
+
+        def move(name: str) -> None:
+            nonlocal listener
+            listener = name
+
+        def target() -> tuple[str, int]:
+            host, _, port = self.kafka.address(listener).rpartition(":")
+            return host, int(port)
+
+        async with Proxy(target) as proxy, self.writing(f"{HOST}:{proxy.port}", config) as writing:
+            yield writing, move
+
+    @asynccontextmanager
     async def writing(self, listener: str, config: dict[str, Any]) -> AsyncIterator[Writing]:
-        cluster = Cluster(self.kafka.address(listener), translate(config))
+        """Write to a listener, or to an address."""
+        address = listener if ":" in listener else self.kafka.address(listener)
+        cluster = Cluster(address, translate(config))
         mapping = Mapping.model_validate({"name": "m", "mqtt": {"topic": "#"}, "kafka": {"topic": self.topic}})
         writing = Writing(self.kafka, self.topic)
         writing.sink = Sink(cluster, mapping, writing.window, outcomes=writing, random=lambda: 0.0)
@@ -245,8 +265,10 @@ async def test_a_certificate_of_the_broker_that_is_not_accepted(
 
 
 async def test_no_client_certificate_where_one_is_wanted(site: Site) -> None:
-    async with site.writing("MUTUAL", site.tls()) as writing:
+    async with site.moving("MUTUAL", site.tls()) as (writing, move):
         assert "set ssl.certificate.location and ssl.key.location" in await writing.trouble("kafka_client_certificate")
+        move("TLS")
+        await writing.well()
 
 
 @pytest.mark.parametrize("how", [{"authority": trustme.CA()}, {"days": -1}])
@@ -314,24 +336,22 @@ async def test_a_wrong_password(site: Site, mechanism: str) -> None:
 
 
 async def test_a_wrong_password_of_plain(site: Site) -> None:
-    site.kafka.grant(site.user, site.topic)
-    async with site.writing("SASL_TLS", site.scram("PLAIN")) as writing:
-        assert "sasl.mechanism PLAIN" in await writing.trouble("kafka_authentication")
-        site.kafka.set_plain_password(site.user, site.password)
+    site.kafka.grant(PLAIN_USER, site.topic)
+    login = {"sasl.username": PLAIN_USER, "sasl.password": PLAIN_PASSWORD, "security.protocol": "sasl_plaintext"}
+    async with site.moving("OLD", site.scram("PLAIN", **login)) as (writing, move):
+        assert "refuses the credentials (sasl.mechanism PLAIN)" in await writing.trouble("kafka_authentication")
+        move("SASL")
         await writing.well()
 
 
 async def test_a_mechanism_that_the_listener_does_not_offer(site: Site) -> None:
-    config = site.scram("SCRAM-SHA-256", **{"security.protocol": "sasl_plaintext"})
     site.kafka.set_password(site.user, site.password)
     site.kafka.grant(site.user, site.topic)
-    try:
-        async with site.writing("SASL", config) as writing:
-            assert "does not offer sasl.mechanism SCRAM-SHA-256" in await writing.trouble("kafka_sasl_mechanism")
-            site.kafka.offer("SCRAM-SHA-512", "SCRAM-SHA-256")
-            await writing.well()
-    finally:
-        site.kafka.offer("SCRAM-SHA-512")
+    config = site.scram("SCRAM-SHA-256", **{"security.protocol": "sasl_plaintext"})
+    async with site.moving("OLD", config) as (writing, move):
+        assert "does not offer sasl.mechanism SCRAM-SHA-256" in await writing.trouble("kafka_sasl_mechanism")
+        move("SASL")
+        await writing.well()
 
 
 async def test_a_user_that_is_deleted_while_it_writes(site: Site) -> None:
@@ -367,10 +387,15 @@ async def test_a_security_protocol_that_is_not_the_listeners(
     site: Site, listener: str, protocol: str, said: str
 ) -> None:
     site.kafka.set_password(site.user, site.password)
-    config = site.scram() if protocol.startswith("sasl") else site.tls()
-    async with site.writing(listener, config | {"security.protocol": protocol}) as writing:
-        assert said in await writing.trouble("kafka_security_protocol")
-        assert f"security.protocol is {protocol}" in (writing.told[-1] or pytest.fail("no reason")).detail
+    site.kafka.grant(site.user, site.topic)
+    config = (site.scram() if protocol.startswith("sasl") else site.tls()) | {"security.protocol": protocol}
+    right = {"plaintext": "PLAINTEXT", "ssl": "TLS", "sasl_plaintext": "SASL", "sasl_ssl": "SASL_TLS"}[protocol]
+    async with site.moving(listener, config) as (writing, move):
+        detail = await writing.trouble("kafka_security_protocol")
+        assert said in detail
+        assert f"security.protocol is {protocol}" in detail
+        move(right)
+        await writing.well()
 
 
 # --- what is granted --------------------------------------------------------------------------------------------------
@@ -425,7 +450,8 @@ async def test_an_acl_that_is_taken_back_while_it_writes(site: Site) -> None:
 async def test_a_token_endpoint_that_gives_no_token(
     site: Site, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, bytes] | None, said: str
 ) -> None:
-    monkeypatch.setattr(oauth, "TIMEOUT_SECONDS", 0.5)
+    if answer is None:
+        monkeypatch.setattr(oauth, "TIMEOUT_SECONDS", 0.5)
     site.kafka.grant(site.user, site.topic)
     endpoint = TokenEndpoint(lambda: site.kafka.token(site.user), answer=answer)
     async with (
@@ -433,6 +459,7 @@ async def test_a_token_endpoint_that_gives_no_token(
         site.writing("SASL_TLS", site.scram(**endpoint.config())) as writing,
     ):
         assert said in await writing.trouble("kafka_token_endpoint")
+        monkeypatch.undo()
         endpoint.answer = "a token"
         await writing.well()
 
