@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,9 +71,10 @@ def _lifetime(expires_in: object, token: str, now: float) -> float:
     """The seconds that the answer says, or else those until the time in the token itself."""
     try:
         if isinstance(expires_in, int | float | str) and not isinstance(expires_in, bool):
-            return float(expires_in)
-        claims = token.split(".")[1]
-        ends = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["exp"]
-        return float(ends) - now
+            seconds = float(expires_in)
+        else:
+            claims = token.split(".")[1]
+            seconds = float(json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["exp"]) - now
+        return seconds if math.isfinite(seconds) else DEFAULT_LIFETIME_SECONDS
     except (IndexError, KeyError, TypeError, ValueError, OverflowError, RecursionError, binascii.Error):
         return DEFAULT_LIFETIME_SECONDS  # not a JWT: nothing says when it ends

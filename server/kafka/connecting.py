@@ -46,7 +46,7 @@ def connection_reason(error: BaseException, attempt: Attempt) -> Reason | None:
             case ssl.SSLCertVerificationError():
                 reason = certificate_refused(attempt, cause.verify_code, cause.verify_message)
             case ssl.SSLError():
-                reason = tls_failed(attempt, cause.reason or type(cause).__name__)
+                reason = tls_failed(attempt, getattr(cause, "reason", None) or type(cause).__name__)
             case asyncio.IncompleteReadError():
                 reason = answer_cut(attempt, cause.expected or 0)
             case ConnectionResetError() | BrokenPipeError() | ConnectionAbortedError() if attempt.with_tls:

@@ -100,9 +100,10 @@ class Tokens(AbstractTokenProvider):  # type: ignore[misc]
         form = {"grant_type": "client_credentials"} | ({"scope": options.scope} if options.scope else {})
         body = bytearray()
         try:
+            context = ssl_context(options.https, ca_option="https.ca")
             async with (
                 asyncio.timeout(TIMEOUT_SECONDS),
-                httpx.AsyncClient(verify=ssl_context(options.https), timeout=TIMEOUT_SECONDS) as client,
+                httpx.AsyncClient(verify=context, timeout=TIMEOUT_SECONDS) as client,
                 client.stream(
                     "POST",
                     options.endpoint,

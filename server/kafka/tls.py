@@ -84,13 +84,13 @@ def _version(path: str) -> object:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
-def ssl_context(files: SslFiles) -> ssl.SSLContext:
-    """The SSL context for these PEM files.
+def ssl_context(files: SslFiles, *, ca_option: str = "ssl.ca") -> ssl.SSLContext:
+    """The SSL context for these PEM files; `ca_option` is how the option for the CAs begins.
 
     Raises:
         ConfigurationError: a file can't be read, or its content is not what it should be.
     """
-    with _naming("ssl.ca", files.ca_location):
+    with _naming(ca_option, files.ca_location):
         folder = files.ca_location if files.ca_location and os.path.isdir(files.ca_location) else None  # noqa: PTH112
         cafile = None if folder else files.ca_location
         context = ssl.create_default_context(cafile=cafile, capath=folder, cadata=files.ca_pem)
