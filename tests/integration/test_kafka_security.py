@@ -21,7 +21,9 @@ from server.kafka.sink import Sink
 from server.kafka.tls import ReloadedContext
 from tests.brokers.kafka_secured import AUDIENCE, PLAIN_PASSWORD, PLAIN_USER, SecuredKafka
 from tests.brokers.process import free_port
+from tests.devices import publish
 from tests.faults.proxy import HOST, Proxy
+from tests.service import Service
 from tests.tokenendpoint import TokenEndpoint
 
 if TYPE_CHECKING:
@@ -29,10 +31,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from server.core.lifecycle import Reason
+    from tests.brokers import MqttBroker
 
 TIMEOUT = 30.0  # the longest that recovery may take
 _TICK = 0.02
 _SECRETS = ("hunter2", "wrong-password")
+_PAGES = ("/api/v1/mappings/m/status", "/api/v1/mappings", "/api/v1/events", "/api/v1/config/export", "/metrics")
 
 
 @dataclass(frozen=True, slots=True)
@@ -497,3 +501,47 @@ async def test_a_token_that_ends_is_followed_by_another_and_nobody_notices(site:
                 await asyncio.sleep(0.1)
         await writing.well()
         assert writing.told == [None]
+
+
+# --- the whole service ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+async def test_the_service_recovers_from_refused_credentials_and_shows_no_secret(
+    site: Site, mosquitto: MqttBroker, unique: str, level: str
+) -> None:
+    endpoint = TokenEndpoint(lambda: site.kafka.token(site.user), answer=(401, b'{"error": "invalid_client"}'))
+    site.kafka.grant(site.user, site.topic)
+    async with endpoint.serving():
+        config = site.mutual() | site.scram(**endpoint.config(**{"ssl.key.password": "key-hunter2"}))
+        host, _, port = site.kafka.address("SASL_TLS").rpartition(":")
+        service = Service(
+            site.folder / "service",
+            mqtt_broker=mosquitto,
+            kafka_broker=site.kafka,
+            forwarding=[{"name": "m", "mqtt": {"topic": f"{unique}/#"}, "kafka": {"topic": site.topic}}],
+            client_id=unique,
+            kafka={"bootstrap_server": host, "port": int(port), "config": config},
+            env={"MKF_LOG_LEVEL": level},
+        )
+        async with service:
+            await service.wait_ready()
+            status = await service.wait_state("m", "retrying")
+            assert status["reason"].startswith("kafka_token_endpoint: ")
+            seen = [str(status), *[(await service.api.get(path)).text for path in _PAGES]]
+            endpoint.answer = "a token"
+            await service.wait_state("m")
+            await publish(mosquitto.host, mosquitto.port, [(f"{unique}/t", b"1")], 1)
+            await site.kafka.wait_for_records(site.topic, 1)
+            seen += [(await service.api.get(path)).text for path in _PAGES]
+        seen += [service.log_path.read_text(), *_contents(service.folder, "mkf.db*")]
+    for text in seen:
+        assert "hunter2" not in text
+        assert "eyJ" not in text  # how every token begins
+    assert "kafka_token_endpoint" in service.log_path.read_text()
+
+
+def _contents(folder: Path, pattern: str) -> list[str]:
+    found = [path.read_bytes().decode(errors="replace") for path in folder.glob(pattern)]
+    assert found
+    return found

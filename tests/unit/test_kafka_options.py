@@ -472,8 +472,9 @@ def test_every_name_that_must_work_arrives_where_it_should(
     name: str, value: Any, besides: dict[str, Any], where: str, expected: Any
 ) -> None:
     # An alias takes the place of the name it stands for.
-    target = TABLE[name].target if isinstance(TABLE[name], Option) else None
-    config = {key: known for key, known in besides.items() if getattr(TABLE[key], "target", "") != target}
+    row = TABLE[name]
+    assert isinstance(row, Option)
+    config = {key: known for key, known in besides.items() if getattr(TABLE[key], "target", "") != row.target}
     found: Any = translate(config | {name: value})
     for part in where.split("."):
         found = found[part] if isinstance(found, dict) else getattr(found, part)
