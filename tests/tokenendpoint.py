@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import ssl
 from contextlib import asynccontextmanager
@@ -52,6 +53,8 @@ class TokenEndpoint:
             finally:
                 tasks.discard(task)
                 writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
 
         server = await asyncio.start_server(serve, "127.0.0.1", port, ssl=context)
         listening = server.sockets[0].getsockname()[1]

@@ -60,13 +60,12 @@ class Tokens(AbstractTokenProvider):  # type: ignore[misc]
         Raises:
             TokenError: there is none.
         """
-        if self._token is None or self._age() >= self._token.lifetime * RENEW_AFTER:
+        token = self._token
+        if token is None or self._age() >= token.lifetime * RENEW_AFTER:
             current_complaints().note_connection(no_token(self._shown, "has not answered yet"))
             async with self._asking:
-                await self._renew()
-        if self._token is None:
-            raise RuntimeError("a token was neither given nor refused")
-        return self._token.value
+                token = await self._renewed()
+        return token.value
 
     def refused(self) -> None:
         """Kafka refuses the token: the next connection gets another, unless this one is new."""
@@ -76,10 +75,10 @@ class Tokens(AbstractTokenProvider):  # type: ignore[misc]
     def _age(self) -> float:
         return time.monotonic() - self._asked_at
 
-    async def _renew(self) -> None:
-        """Ask for a new token, unless another connection has just done so."""
+    async def _renewed(self) -> Token:
+        """A new token, unless another connection has just asked for one."""
         if self._token is not None and self._age() < self._token.lifetime * RENEW_AFTER:
-            return
+            return self._token
         now = time.monotonic()
         if self._failure is None or now - self._failure[0] > _REMEMBER_FAILURE_SECONDS:
             try:
@@ -88,10 +87,11 @@ class Tokens(AbstractTokenProvider):  # type: ignore[misc]
                 self._failure = (time.monotonic(), no_token(self._shown, str(error)))
             else:
                 self._token, self._asked_at, self._failure = token, now, None
-                return
+                return token
         if self._token is None or self._age() >= self._token.lifetime:
             self._token = None
             raise TokenError(self._failure[1])
+        return self._token
 
     async def _ask(self) -> Token:
         import httpx  # noqa: PLC0415 - nobody else needs it

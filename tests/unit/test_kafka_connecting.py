@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import pytest
+from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator, create_conn
 from aiokafka.errors import KafkaConnectionError, NodeNotReadyError, SaslAuthenticationFailed, for_code
 
 from server.core.kafka_connecting import (
@@ -18,8 +21,16 @@ from server.core.kafka_connecting import (
     no_token,
     tls_failed,
 )
+from server.core.kafka_options import OAuthOptions
 from server.kafka.connecting import connection_reason
-from server.kafka.oauth import TokenError
+from server.kafka.errorlog import listen
+from server.kafka.oauth import TokenError, Tokens
+from server.kafka.producer import Producer  # it is what wraps aiokafka's connections
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+assert Producer
 
 PLAIN = Attempt("k:1", "PLAINTEXT")
 TLS = Attempt("k:1", "SSL")
@@ -152,3 +163,84 @@ def test_the_reason_is_found_behind_what_aiokafka_says(error: BaseException, att
 )
 def test_the_network_is_left_to_aiokafkas_own_words(error: BaseException) -> None:
     assert connection_reason(error, PLAIN) is None
+
+
+# --- aiokafka's connections -------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _listener(answer: bytes) -> AsyncIterator[int]:
+    """Listen on a port, and answer the first bytes of each connection with this and the end."""
+    serving: list[asyncio.Task[None] | None] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.append(asyncio.current_task())
+        await reader.read(4)
+        writer.write(answer)
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await server.wait_closed()
+        await asyncio.gather(*filter(None, serving), return_exceptions=True)
+
+
+async def test_a_connection_that_fails_says_why_and_one_that_succeeds_takes_it_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    complaints = listen()
+    async with _listener(bytes.fromhex("15030300020250")) as port:
+        with pytest.raises(KafkaConnectionError):
+            await create_conn("127.0.0.1", port)
+        reason = complaints.connection()
+        assert reason is not None
+        assert reason.code == "kafka_security_protocol"
+        assert f"127.0.0.1:{port} answers in TLS" in reason.detail
+
+        async def versions(_: AIOKafkaConnection) -> None:
+            pass
+
+        monkeypatch.setattr(AIOKafkaConnection, "_do_version_lookup", versions)
+        connection = await create_conn("127.0.0.1", port)
+        assert complaints.connection() is None
+        await connection.close()
+
+
+async def test_an_error_that_aiokafka_does_not_expect_is_one_of_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside of a test it is a Kafka that can't prove that it knows the password."""
+
+    async def unproven(_: AIOKafkaConnection) -> None:
+        raise ValueError("Server sent wrong signature!")
+
+    monkeypatch.setattr(AIOKafkaConnection, "_do_version_lookup", unproven)
+    async with _listener(b"") as port:
+        with pytest.raises(KafkaConnectionError, match="can't log in: ValueError: Server sent wrong signature!"):
+            await create_conn("127.0.0.1", port)
+
+
+async def test_kafkas_answer_to_a_token_is_a_refusal_and_the_token_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It tells the provider, and aiokafka, which would take the answer for success."""
+    tokens = Tokens(OAuthOptions("https://t", "c", "s"))
+    given_up = []
+    monkeypatch.setattr(tokens, "refused", lambda: given_up.append(True))
+
+    async def token() -> str:
+        return "abc"
+
+    monkeypatch.setattr(tokens, "token", token)
+
+    async def login(_: AIOKafkaConnection) -> None:
+        authenticator = OAuthAuthenticator(sasl_oauth_token_provider=tokens)
+        assert await authenticator.step(None) == (b"n,,\x01auth=Bearer abc\x01\x01", True)
+        assert await authenticator.step(b"") is None
+        await authenticator.step(b'{"status": "invalid_token"}')
+
+    monkeypatch.setattr(AIOKafkaConnection, "_do_version_lookup", login)
+    async with _listener(b"") as port:
+        with pytest.raises(SaslAuthenticationFailed):
+            await create_conn("127.0.0.1", port, sasl_mechanism="OAUTHBEARER", sasl_oauth_token_provider=tokens)
+    assert given_up == [True]
