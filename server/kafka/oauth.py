@@ -42,6 +42,8 @@ class Tokens(AbstractTokenProvider):  # type: ignore[misc]
     """Gives each connection that logs in a token which is valid, and asks the endpoint only when it must."""
 
     def __init__(self, options: OAuthOptions) -> None:
+        import httpx  # noqa: PLC0415, F401 - nobody else needs it; at the first token it would hold up the event loop
+
         url = urlsplit(options.endpoint)
         self._options = options
         self._shown = f"{url.scheme}://{url.netloc}{url.path}"  # a query may hold anything
@@ -94,7 +96,7 @@ class Tokens(AbstractTokenProvider):  # type: ignore[misc]
         return self._token
 
     async def _ask(self) -> Token:
-        import httpx  # noqa: PLC0415 - nobody else needs it
+        import httpx  # noqa: PLC0415 - loaded already
 
         options = self._options
         form = {"grant_type": "client_credentials"} | ({"scope": options.scope} if options.scope else {})
