@@ -22,13 +22,13 @@ _CERTIFICATE = {
     19: "kafka_certificate_untrusted",
     20: "kafka_certificate_untrusted",
     21: "kafka_certificate_untrusted",
-    62: "kafka_certificate_name",
-    64: "kafka_certificate_name",
+    62: "kafka_certificate_host_name",
+    64: "kafka_certificate_host_name",
 }
 _WHAT_TO_DO = {
     "kafka_certificate_expired": "renew the broker's certificate, and compare the clocks",
     "kafka_certificate_untrusted": "ssl.ca.location must have the CA that signed the broker's certificate",
-    "kafka_certificate_name": "the broker must be addressed by a name in its certificate; that holds for the "
+    "kafka_certificate_host_name": "the broker must be addressed by a name in its certificate; that holds for the "
     "addresses it advertises too",
     "kafka_certificate": "see what OpenSSL says of it",
 }

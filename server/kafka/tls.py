@@ -120,8 +120,8 @@ def _naming(option: str, *files: str | None) -> Iterator[None]:
     named = " and ".join(filter(None, files))
     try:
         yield
-    except OSError as error:  # ssl.SSLError is one
-        what = getattr(error, "reason", None) or error.strerror or error
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError; ValueError: a password that is too long
+        what = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         where = f" ({named})" if named else ""
         raise ConfigurationError(f"{option} in kafka.config{where} can't be used: {what}") from error
 

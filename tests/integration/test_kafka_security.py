@@ -96,7 +96,7 @@ class Writing:
     def kafka_trouble(self, reason: Reason | None) -> None:
         self.told.append(reason)
 
-    def delivered(self, messages: int) -> None:
+    def delivered(self, messages: int, size: int) -> None:
         pass
 
     def dead_lettered(self, messages: int) -> None:
@@ -106,6 +106,12 @@ class Writing:
         pytest.fail(f"{messages} dropped: {reason}")
 
     def progressed(self) -> None:
+        pass
+
+    def waited(self, seconds: float, messages: int) -> None:
+        pass
+
+    def kafka_reconnected(self, reason: str) -> None:
         pass
 
 
@@ -249,7 +255,7 @@ async def test_with_tokens_over_https(site: Site) -> None:
     [
         ((), {"days": -1}, "kafka_certificate_expired", "certificate has expired"),
         ((), {"authority": trustme.CA()}, "kafka_certificate_untrusted", "ssl.ca.location"),
-        (("kafka.example",), {}, "kafka_certificate_name", "127.0.0.1"),
+        (("kafka.example",), {}, "kafka_certificate_host_name", "127.0.0.1"),
     ],
 )
 async def test_a_certificate_of_the_broker_that_is_not_accepted(

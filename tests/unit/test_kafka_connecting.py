@@ -11,6 +11,7 @@ import pytest
 from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator, create_conn
 from aiokafka.errors import KafkaConnectionError, NodeNotReadyError, SaslAuthenticationFailed, for_code
 
+import server.kafka.producer  # noqa: F401 - it wraps aiokafka's connections
 from server.core.kafka_connecting import (
     Attempt,
     answer_cut,
@@ -25,12 +26,9 @@ from server.core.kafka_options import OAuthOptions
 from server.kafka.connecting import connection_reason
 from server.kafka.errorlog import listen
 from server.kafka.oauth import TokenError, Tokens
-from server.kafka.producer import Producer  # it is what wraps aiokafka's connections
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-assert Producer
 
 PLAIN = Attempt("k:1", "PLAINTEXT")
 TLS = Attempt("k:1", "SSL")
@@ -44,7 +42,7 @@ SASL_TLS = Attempt("k:1", "SASL_SSL", "OAUTHBEARER", client_certificate=True)
         (9, "kafka_certificate_expired", "clocks"),
         (10, "kafka_certificate_expired", "renew"),
         *((number, "kafka_certificate_untrusted", "ssl.ca.location") for number in (2, 18, 19, 20, 21)),
-        *((number, "kafka_certificate_name", "advertises") for number in (62, 64)),
+        *((number, "kafka_certificate_host_name", "advertises") for number in (62, 64)),
         (23, "kafka_certificate", "OpenSSL"),
     ],
 )
