@@ -12,7 +12,7 @@ KAFKA := .cache/kafka/.fetched
 TEST_TOOLS := .cache/.test-tools-found
 CHART_TOOLS := .cache/tools/.found
 
-.PHONY: help setup test lint format demo bench bench-full chaos chaos-memory image kafka test-tools chart-tools clean distclean
+.PHONY: help setup test lint format docs demo bench bench-full chaos chaos-memory image kafka test-tools chart-tools clean distclean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -40,6 +40,9 @@ lint: setup ## ruff, mypy, import-linter and hadolint
 format: setup ## Let ruff format and fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup ## Make docs/kafka-options.md anew
+	$(BIN)/python -m scripts.kafka_options_page
 
 demo: setup ## The service with brokers and devices of its own, nothing to install
 	@$(BIN)/python -m server.demo

@@ -46,7 +46,12 @@ _RETRY = {
     19: ("kafka_not_enough_replicas", "{topic!r} has fewer in-sync replicas than min.insync.replicas"),
     20: ("kafka_not_enough_replicas", "{topic!r} has fewer in-sync replicas than min.insync.replicas"),
     29: ("kafka_not_authorized", "not authorized to write to {topic!r}; grant WRITE and DESCRIBE on it"),
-    31: ("kafka_not_authorized", "not authorized for idempotent writes; grant IDEMPOTENT_WRITE on the cluster"),
+    31: (
+        "kafka_cluster_not_authorized",
+        "not authorized for idempotent writes; grant WRITE on {topic!r}, and before Kafka 2.8 IDEMPOTENT_WRITE too",
+    ),
+    33: ("kafka_sasl_mechanism", "Kafka does not offer this sasl.mechanism"),
+    34: ("kafka_security_protocol", "the listener does not expect a login; check security.protocol"),
     44: ("kafka_policy", "a policy of the Kafka cluster refused the write to {topic!r}"),
     56: ("kafka_storage", "a Kafka broker can't write to its disk"),
     58: ("kafka_authentication", "Kafka refused the credentials"),

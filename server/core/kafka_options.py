@@ -1,4 +1,4 @@
-"""librdkafka's configuration names, translated for aiokafka: the whole of `kafka.config`, as one table.
+"""librdkafka's configuration names, translated for aiokafka: the whole of `kafka.config`, by the table.
 
 Messages name keys and what is expected, never a value: any value may be a secret.
 """
@@ -8,30 +8,15 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from server.core.kafka_option_table import TABLE, Option, Refused
 from server.core.librdkafka_names import CONSUMER_ONLY_NAMES, PRODUCER_NAMES
-from server.core.librdkafka_values import (
-    INT32,
-    Reader,
-    Scalar,
-    acks,
-    ca_location,
-    choice,
-    compression,
-    filled,
-    flag,
-    idle_ms,
-    milliseconds,
-    partitioner,
-    refresh_ms,
-    servers,
-    text,
-    whole,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from server.core.librdkafka_values import Scalar
 
 DEFAULT_MAX_BATCH_SIZE = 1_000_000  # librdkafka's; a broker's default limit of 1,048,588 B leaves room for headers
 DEFAULT_PARTITIONER = "murmur2_random"
@@ -64,6 +49,18 @@ class SslFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class OAuthOptions:
+    """Where tokens come from. `https` has the CAs to trust there, `extensions` are told to Kafka with each token."""
+
+    endpoint: str
+    client_id: str
+    client_secret: str = field(repr=False)
+    scope: str | None = None
+    extensions: Mapping[str, str] = field(default_factory=dict)
+    https: SslFiles = field(default_factory=SslFiles)
+
+
+@dataclass(frozen=True, slots=True)
 class KafkaOptions:
     """`kafka.config`, translated.
 
@@ -74,82 +71,14 @@ class KafkaOptions:
     producer: dict[str, Any] = field(repr=False)  # holds the SASL password
     bootstrap_servers: str | None = None
     ssl: SslFiles | None = None
+    oauth: OAuthOptions | None = None
     linger_ms: float | None = None
     record_limit: int | None = None
     partitioner: str = DEFAULT_PARTITIONER
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Option:
-    """A name that is translated: `target` is the one thing it sets, shared by aliases."""
-
-    target: str
-    read: Reader
-
-
-@dataclass(frozen=True, slots=True)
-class _Refused:
-    reason: str
-
-
-_NO_KEYSTORE = _Refused("key stores are not supported; use ssl.certificate.location and ssl.key.location (PEM)")
-_NO_TRUSTSTORE = _Refused("Java trust stores are not supported; use ssl.ca.location (PEM)")
-_NO_KEYTAB = _Refused("the process uses the ticket cache it finds; run kinit and set KRB5CCNAME or KRB5_CLIENT_KTNAME")
-
-# One row per name; the first of two names with one target wins. A name with `*` is a pattern; exact rows win over it.
-_TABLE: dict[str, _Option | _Refused] = {
-    "bootstrap.servers": _Option("bootstrap_servers", servers),
-    "metadata.broker.list": _Option("bootstrap_servers", servers),
-    "client.id": _Option("client_id", filled),
-    "security.protocol": _Option("security_protocol", choice("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")),
-    "ssl.ca.location": _Option("ssl:ca_location", ca_location),
-    "ssl.ca.pem": _Option("ssl:ca_pem", filled),
-    "ssl.certificate.location": _Option("ssl:certificate_location", filled),
-    "ssl.certificate.pem": _Option("ssl:certificate_pem", filled),
-    "ssl.key.location": _Option("ssl:key_location", filled),
-    "ssl.key.pem": _Option("ssl:key_pem", filled),
-    "ssl.key.password": _Option("ssl:key_password", text),
-    "ssl.cipher.suites": _Option("ssl:ciphers", filled),
-    "ssl.crl.location": _Option("ssl:crl_location", filled),
-    "ssl.endpoint.identification.algorithm": _Option("endpoint_identification", choice("https", "none")),
-    "enable.ssl.certificate.verification": _Option("ssl:verify", flag),
-    "sasl.mechanism": _Option(
-        "sasl_mechanism", choice("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER")
-    ),
-    "sasl.mechanisms": _Option(
-        "sasl_mechanism", choice("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER")
-    ),
-    "sasl.username": _Option("sasl_plain_username", text),
-    "sasl.password": _Option("sasl_plain_password", text),
-    "sasl.kerberos.service.name": _Option("sasl_kerberos_service_name", filled),
-    "compression.type": _Option("compression_type", compression),
-    "compression.codec": _Option("compression_type", compression),
-    "linger.ms": _Option("linger_ms", milliseconds),
-    "queue.buffering.max.ms": _Option("linger_ms", milliseconds),
-    "batch.size": _Option("max_batch_size", whole(1, INT32)),
-    "message.max.bytes": _Option("record_limit", whole(1000, 1_000_000_000)),
-    "acks": _Option("acks", acks),
-    "request.required.acks": _Option("acks", acks),
-    "enable.idempotence": _Option("enable_idempotence", flag),
-    "request.timeout.ms": _Option("request_timeout_ms", whole(1, 900_000)),
-    "socket.timeout.ms": _Option("request_timeout_ms", whole(10, 300_000)),
-    "retry.backoff.ms": _Option("retry_backoff_ms", whole(1, 300_000)),
-    "metadata.max.age.ms": _Option("metadata_max_age_ms", whole(1, 86_400_000)),
-    "topic.metadata.refresh.interval.ms": _Option("metadata_max_age_ms", refresh_ms),
-    "connections.max.idle.ms": _Option("connections_max_idle_ms", idle_ms),
-    "partitioner": _Option("partitioner", partitioner),
-    "ssl.keystore.*": _NO_KEYSTORE,
-    "ssl.truststore.*": _NO_TRUSTSTORE,
-    "ssl.engine.*": _Refused("OpenSSL engines are not supported; use ssl.key.location (PEM)"),
-    "sasl.jaas.config": _Refused("is Java's; use sasl.mechanism, sasl.username and sasl.password"),
-    "sasl.kerberos.keytab": _NO_KEYTAB,
-    "sasl.kerberos.principal": _NO_KEYTAB,
-    "transactional.id": _Refused("transactions are not supported; enable.idempotence is on by default"),
-    "plugin.library.paths": _Refused("librdkafka's plugins can't be loaded: this service does not use librdkafka"),
-    "*_cb": _Refused("callbacks can't be configured; remove it"),
-}
-_PATTERNS = {name: row for name, row in _TABLE.items() if "*" in name}
+_PATTERNS = {name: row for name, row in TABLE.items() if "*" in name}
 _NOT_PRODUCER_ARGUMENTS = {"bootstrap_servers", "linger_ms", "record_limit", "partitioner", "endpoint_identification"}
 
 
@@ -164,21 +93,21 @@ def translate(config: Mapping[str, Scalar], *, gssapi_installed: bool = True) ->
     ignored: list[str] = []
     given: dict[str, Scalar] = {}
     for key, value in config.items():
-        row = _row(key)
-        if isinstance(row, _Refused):
+        row, effect = _row(key), effect_of(key)
+        if isinstance(row, Refused):
             problems.append((key, row.reason))
-        elif row is None and key in CONSUMER_ONLY_NAMES:
+        elif effect == "refused":
             problems.append((key, "is a consumer's option, and the forwarder only produces; remove it"))
-        elif row is None and key not in PRODUCER_NAMES:
+        elif effect == "unknown":
             problems.append((key, "unknown option" + _did_you_mean(key)))
-        elif row is None:
+        elif effect == "ignored":
             ignored.append(key)
         elif value is not None:
             given[key] = value
 
     values, source = _read(given, problems, warnings)
     _check_acks(values, source, problems, warnings)
-    ssl = _security(values, source, problems, warnings, gssapi_installed=gssapi_installed)
+    ssl, oauth = _security(values, source, problems, warnings, gssapi_installed=gssapi_installed)
     if problems:
         raise KafkaOptionsError(problems)
     if ignored:
@@ -192,6 +121,7 @@ def translate(config: Mapping[str, Scalar], *, gssapi_installed: bool = True) ->
         producer=defaults | plain,
         bootstrap_servers=values.get("bootstrap_servers"),
         ssl=ssl,
+        oauth=oauth,
         linger_ms=values.get("linger_ms"),
         record_limit=values.get("record_limit"),
         partitioner=values.get("partitioner", DEFAULT_PARTITIONER),
@@ -199,9 +129,19 @@ def translate(config: Mapping[str, Scalar], *, gssapi_installed: bool = True) ->
     )
 
 
-def _row(key: str) -> _Option | _Refused | None:
-    if key in _TABLE:
-        return _TABLE[key]
+def effect_of(name: str) -> Literal["used", "refused", "ignored", "unknown"]:
+    """What becomes of a name, whatever its value."""
+    row = _row(name)
+    if row is not None:
+        return "used" if isinstance(row, Option) else "refused"
+    if name in CONSUMER_ONLY_NAMES:
+        return "refused"
+    return "ignored" if name in PRODUCER_NAMES else "unknown"
+
+
+def _row(key: str) -> Option | Refused | None:
+    if key in TABLE:
+        return TABLE[key]
     return next((row for pattern, row in _PATTERNS.items() if fnmatch.fnmatchcase(key, pattern)), None)
 
 
@@ -217,8 +157,8 @@ def _read(
     """Read the value of each target and the key it came from, in the order of the table."""
     values: dict[str, Any] = {}
     source: dict[str, str] = {}
-    for key, row in _TABLE.items():
-        if key not in given or not isinstance(row, _Option):
+    for key, row in TABLE.items():
+        if key not in given or not isinstance(row, Option):
             continue
         try:
             value = row.read(given[key])
@@ -254,20 +194,29 @@ def _security(
     warnings: list[str],
     *,
     gssapi_installed: bool,
-) -> SslFiles | None:
+) -> tuple[SslFiles | None, OAuthOptions | None]:
     protocol = values.get("security_protocol", "PLAINTEXT")
     with_ssl, with_sasl = protocol.endswith("SSL"), protocol.startswith("SASL")
     unused = [
         key
         for key in source.values()
-        if (key.startswith(("ssl.", "enable.ssl.")) and not with_ssl) or (key.startswith("sasl.") and not with_sasl)
+        if (key.startswith(("ssl.", "enable.ssl.")) and not with_ssl)
+        or (key.startswith(("sasl.", "https.")) and not with_sasl)
     ]
     if unused:
         names = ", ".join(unused)
         warnings.append(f"kafka.config: without effect while security.protocol is {protocol.lower()}: {names}")
     if with_sasl:
         _sasl(values, source, problems, gssapi_installed=gssapi_installed)
-    return _ssl(values, source, problems, warnings) if with_ssl else None
+        if protocol == "SASL_PLAINTEXT" and values["sasl_mechanism"] in {"PLAIN", "OAUTHBEARER"}:
+            what = "password" if values["sasl_mechanism"] == "PLAIN" else "token"
+            warnings.append(
+                f"kafka.config: security.protocol is sasl_plaintext: ANYBODY ON THE WAY READS THE {what.upper()}; use "
+                "sasl_ssl"
+            )
+    ssl = _ssl(values, source, problems, warnings) if with_ssl else None
+    oauth = with_sasl and values["sasl_mechanism"] == "OAUTHBEARER"
+    return ssl, _oauth(values, source, problems, warnings) if oauth else None
 
 
 def _ssl(
@@ -303,9 +252,38 @@ def _sasl(
             for key, target in (("sasl.username", "sasl_plain_username"), ("sasl.password", "sasl_plain_password"))
             if target not in values
         )
-    elif mechanism == "OAUTHBEARER":
-        problems.append((asked_by, "OAUTHBEARER is not supported yet; use SCRAM-SHA-512 or PLAIN"))
-    elif not gssapi_installed:
+    elif mechanism == "GSSAPI" and not gssapi_installed:
         what = "GSSAPI (Kerberos)" if "sasl_mechanism" in source else "SASL without sasl.mechanism means GSSAPI, which"
         missing = "needs the Python package gssapi, and it is not installed"
         problems.append((asked_by, f"{what} {missing}; install it, or set sasl.mechanism to SCRAM-SHA-512 or PLAIN"))
+
+
+def _oauth(
+    values: dict[str, Any], source: dict[str, str], problems: list[tuple[str, str]], warnings: list[str]
+) -> OAuthOptions | None:
+    required = {
+        "method": "sasl.oauthbearer.method: oidc",
+        "endpoint": "sasl.oauthbearer.token.endpoint.url",
+        "client_id": "sasl.oauthbearer.client.id",
+        "client_secret": "sasl.oauthbearer.client.secret",
+    }
+    missing = [
+        (source["sasl_mechanism"], f"OAUTHBEARER needs {name}")
+        for part, name in required.items()
+        if f"oauth:{part}" not in values
+    ]
+    if missing:
+        problems.extend(missing)
+        return None
+    if values["oauth:endpoint"].startswith("http:"):
+        warnings.append(
+            f"kafka.config: {source['oauth:endpoint']} is not https: ANYBODY ON THE WAY READS THE CLIENT'S SECRET"
+        )
+    return OAuthOptions(
+        endpoint=values["oauth:endpoint"],
+        client_id=values["oauth:client_id"],
+        client_secret=values["oauth:client_secret"],
+        scope=values.get("oauth:scope"),
+        extensions=values.get("oauth:extensions", {}),
+        https=SslFiles(ca_location=values.get("https:ca_location"), ca_pem=values.get("https:ca_pem")),
+    )

@@ -5,8 +5,10 @@ Every reader raises ValueError saying what was expected, never what was given: a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from server.core.address import server_list
 
@@ -14,6 +16,9 @@ Scalar = str | int | float | bool | None
 Reader = Callable[[Scalar], Any]
 
 INT32 = 2_147_483_647
+
+# RFC 7628, 3.1: what a pair that goes along with a token may look like. "auth" is the token's own name.
+_EXTENSION = re.compile(r"(?!auth=)([A-Za-z]+)=([\x21-\x7e\t\r\n ]*)")
 
 
 def text(value: Scalar) -> str:
@@ -126,3 +131,35 @@ def ca_location(value: Scalar) -> str | None:
     """Read the path of the CA certificates; None is the system's own."""
     path = filled(value)
     return None if path == "probe" else path  # librdkafka's word for the system's own certificates
+
+
+def oauth_method(value: Scalar) -> str:
+    """Read where tokens come from."""
+    if str(value).strip().lower() == "default":
+        raise ValueError("default is refused: it means tokens that nobody signed, or a callback; use oidc")
+    found: str = choice("oidc")(value)
+    return found
+
+
+def token_endpoint(value: Scalar) -> str:
+    """Read the URL of a token endpoint."""
+    url = filled(value)
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("expected a URL such as https://login.example.com/oauth2/token")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must not have credentials in it; use sasl.oauthbearer.client.id and .client.secret")
+    return url
+
+
+def extensions(value: Scalar) -> dict[str, str]:
+    """Read pairs of name and value, with commas between them."""
+    pairs = [_EXTENSION.fullmatch(pair.strip()) for pair in filled(value).split(",")]
+    found = {pair[1]: pair[2] for pair in pairs if pair is not None}
+    if len(found) != len(pairs):
+        raise ValueError("expected name=value,name=value with names of letters, each once")
+    return found

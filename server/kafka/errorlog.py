@@ -5,13 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 from aiokafka.errors import BrokerResponseError
+
+if TYPE_CHECKING:
+    from server.core.lifecycle import Reason
 
 _KEEP_SECONDS = 60.0
 _FRESH_SECONDS = 10.0
 # What aiokafka's sender says, with the partition and the error, before it tries a batch again.
 _REFUSED = "Got error produce response on topic-partition"
+# What it says at each login; the configuration has been warned of once.
+_IN_THE_CLEAR = "Sending username and password in the clear"
 
 
 class Complaints:
@@ -21,6 +27,7 @@ class Complaints:
         self.over = False
         self._latest: tuple[float, str, int | None] | None = None
         self._refusals: dict[str, tuple[float, type[BrokerResponseError]]] = {}
+        self._connection: tuple[float, Reason | None] = (0.0, None)
 
     def note(self, record: logging.LogRecord, now: float) -> None:
         """Remember the complaint."""
@@ -33,6 +40,15 @@ class Complaints:
         self._latest = (now, text, code)
         if str(record.msg).startswith(_REFUSED) and isinstance(error, type) and issubclass(error, BrokerResponseError):
             self._refusals[getattr(arguments[0], "topic", "")] = (now, error)
+
+    def note_connection(self, reason: Reason | None) -> None:
+        """Remember why the latest attempt to connect failed; None if it did not, or for no reason worth telling."""
+        self._connection = (time.monotonic(), reason)
+
+    def connection(self) -> Reason | None:
+        """Why the latest attempt to connect failed, if that was within the last seconds."""
+        at, reason = self._connection
+        return reason if _fresh(at) else None
 
     def latest(self) -> str | None:
         """What it complained of within the last seconds."""
@@ -63,6 +79,11 @@ def listen() -> Complaints:
     return complaints
 
 
+def current_complaints() -> Complaints:
+    """Those of the producer that this task belongs to; what nobody listens to goes nowhere."""
+    return _COMPLAINTS.get() or Complaints()
+
+
 class ErrorLog(logging.Filter):
     """Hands aiokafka's warnings to who listens, swallows repeated ones, and lets each text through once a minute."""
 
@@ -74,6 +95,8 @@ class ErrorLog(logging.Filter):
         """Whether the record goes on to the log."""
         if record.levelno < logging.WARNING:
             return True
+        if record.msg == _IN_THE_CLEAR:
+            return False
         complaints, now = _COMPLAINTS.get(), time.monotonic()
         if complaints is not None:
             if complaints.over:

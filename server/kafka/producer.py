@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import aiokafka.errors
@@ -19,7 +19,9 @@ from aiokafka.errors import BrokerResponseError, KafkaConnectionError, KafkaErro
 
 from server.core.failures import Failure, Kind, kafka_failure
 from server.core.lifecycle import Reason
-from server.kafka.tls import ConfigurationError, ssl_context
+from server.kafka.connecting import explain_failed_connections, notice_refused_tokens
+from server.kafka.oauth import Tokens
+from server.kafka.tls import ConfigurationError, ReloadedContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -90,6 +92,8 @@ def _take_closed_transports_for_lost() -> None:
 
 
 _take_closed_transports_for_lost()
+explain_failed_connections()
+notice_refused_tokens()
 
 
 def classify(error: BaseException, *, topic: str, servers: str = "") -> Failure:
@@ -107,6 +111,12 @@ class Cluster:
     address: str
     options: KafkaOptions
     sinks: int = 0
+    _context: ReloadedContext | None = field(init=False, repr=False)
+    _tokens: Tokens | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._context = ReloadedContext(self.options.ssl) if self.options.ssl else None
+        self._tokens = Tokens(self.options.oauth) if self.options.oauth else None
 
     @property
     def bootstrap_servers(self) -> str:
@@ -125,10 +135,17 @@ class Cluster:
         return min(max(_RETRY_BACKOFF_MS, self.sinks * _RETRY_BACKOFF_MS_PER_SINK), _MOST_RETRY_BACKOFF_MS)
 
     def arguments(self, *, max_batch_size: int) -> dict[str, Any]:
-        """What to construct an AIOKafkaProducer with."""
+        """What to construct an AIOKafkaProducer with.
+
+        Raises:
+            ConfigurationError: the PEM files can't be used.
+        """
+        if self._context is not None:
+            self._context.current()
         return {
             "bootstrap_servers": self.bootstrap_servers,
-            **({"ssl_context": ssl_context(self.options.ssl)} if self.options.ssl else {}),
+            "ssl_context": self._context,
+            "sasl_oauth_token_provider": self._tokens,
             "retry_backoff_ms": self.retry_backoff_ms,
             **self.options.producer,
             "max_batch_size": max_batch_size,

@@ -10,7 +10,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from aiokafka.errors import for_code
+from aiokafka.errors import BrokerResponseError, for_code
 
 from server.core.failures import kafka_failure
 from server.core.lifecycle import Reason
@@ -57,18 +57,23 @@ class Watch:
     def _slow_to_start(self) -> None:
         if not self._condition.has(Cause.START):
             silence = f"no answer from {self._servers} for more than {STALL_SECONDS:g} s"
-            self._condition.note(Cause.START, self._with_log(Reason("kafka_stalled", silence)))
+            self._condition.note(Cause.START, self._explained(Reason("kafka_stalled", silence)))
             self._condition.tell()
 
     def not_started(self, error: BaseException, topic: str) -> str:
         """No producer could be started, or it broke as a whole. Returns the reason's code."""
-        failure = classify(error, topic=topic, servers=self._servers)
-        code = self._complaints.code()
-        if code is not None:  # aiokafka says only that it could not connect, whatever Kafka's reason was
-            failure = kafka_failure(code, for_code(code).__name__, "", topic=topic, servers=self._servers)
-        self._condition.note(Cause.START, self._with_log(failure.reason))
+        reason = classify(error, topic=topic, servers=self._servers).reason
+        code, connection = self._complaints.code(), self._complaints.connection()
+        # aiokafka says only that it could not connect, or nothing in time, whatever the reason was.
+        if connection is not None and not isinstance(error, BrokerResponseError):
+            reason = connection
+        elif code is not None:
+            reason = self._with_log(kafka_failure(code, for_code(code).__name__, "", topic=topic).reason)
+        else:
+            reason = self._with_log(reason)
+        self._condition.note(Cause.START, reason)
         self._condition.tell()
-        return failure.reason.code
+        return reason.code
 
     def ending(self) -> None:
         """The producer is ended: what it complains of now is our own doing."""
@@ -135,7 +140,7 @@ class Watch:
             self._condition.note(Cause.REACH, None)
         if silent:
             unreachable = Reason("kafka_unreachable", f"no metadata from {self._servers}")
-            self._condition.note(Cause.REACH, self._with_log(unreachable))
+            self._condition.note(Cause.REACH, self._explained(unreachable))
         seconds = _METADATA_SECONDS if soon or self._condition.has(Cause.REACH) else self._idle_seconds()
         if self._metadata is None and idle and now - self._metadata_asked >= seconds:
             self._metadata, self._metadata_asked = producer.ask_for_metadata(), now
@@ -151,7 +156,11 @@ class Watch:
             if refusal := self._complaints.refusal(topic):
                 return _named(refusal.errno, topic)
         silence = f"no answer from {self._servers} for more than {STALL_SECONDS:g} s"
-        return self._with_log(Reason("kafka_stalled", silence))
+        return self._explained(Reason("kafka_stalled", silence))
+
+    def _explained(self, reason: Reason) -> Reason:
+        """Why it can't connect, if that is so; or else the reason, with what aiokafka only logged."""
+        return self._complaints.connection() or self._with_log(reason)
 
     def _with_log(self, reason: Reason) -> Reason:
         """The reason, with what aiokafka only logged."""

@@ -219,6 +219,7 @@ class Kafka(KafkaCluster, Child):
         heap: str = "1g",
         ports: tuple[int, int] | None = None,
         cluster: str | None = None,
+        java_options: Sequence[str] = (),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         KafkaCluster.__init__(self)
@@ -226,6 +227,7 @@ class Kafka(KafkaCluster, Child):
         self.folder = folder
         self._config = dict(config or {})
         self._heap = heap
+        self._java_options = tuple(java_options)
         self._ports: tuple[int, int] | None = None
         self._given_ports = ports
         self._cluster = cluster or str(uuid.uuid4())
@@ -327,7 +329,8 @@ class Kafka(KafkaCluster, Child):
         if not any(LIBS.glob("kafka_*.jar")):
             raise BrokerError(f"no Kafka in {LIBS}: `make kafka` fetches it, or set MKF_TEST_KAFKA=host:port")
         logging = f"-Dlog4j2.configurationFile={self.folder / 'log4j2.yaml'}"
-        return [java, f"-Xmx{self._heap}", "-XX:+UseSerialGC", logging, "-cp", f"{LIBS}/*", main, *arguments]
+        options = (f"-Xmx{self._heap}", "-XX:+UseSerialGC", logging, *self._java_options)
+        return [java, *options, "-cp", f"{LIBS}/*", main, *arguments]
 
 
 def _check(response: object, field: str) -> None:

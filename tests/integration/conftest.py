@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.brokers.kafka_secured import SecuredKafka
 from tests.forwarding import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from tests.brokers import KafkaCluster, MqttBroker
@@ -33,3 +34,10 @@ def stage(  # noqa: PLR0917 - pytest passes fixtures by name
 ) -> Stage:
     """Return a stage between the shared brokers; a test with brokers of its own puts them in their place."""
     return Stage(tmp_path, mosquitto, kafka, kafka_topic, unique, protocol)
+
+
+@pytest.fixture(scope="session")
+def secured_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
+    """Return the Kafka with TLS, SASL and ACLs that all tests share; each has users and topics of its own."""
+    with SecuredKafka(tmp_path_factory.mktemp("secured-kafka")) as broker:
+        yield broker

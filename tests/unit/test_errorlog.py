@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,9 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import NotEnoughReplicasError, SaslAuthenticationFailed
 
+from server.core.lifecycle import Reason
 from server.kafka import errorlog
-from server.kafka.errorlog import Complaints, ErrorLog, listen
+from server.kafka.errorlog import Complaints, ErrorLog, current_complaints, listen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,6 +78,33 @@ def test_the_latest_complaint_is_known_for_a_few_seconds_even_if_it_was_not_show
     clock.now += 10.0
     assert complaints.latest() == "no leader"
     clock.now += 0.1
+    assert complaints.latest() is None
+
+
+def test_why_the_latest_attempt_to_connect_failed_is_known_for_a_few_seconds(clock: Clock) -> None:
+    complaints, reason = listen(), Reason("kafka_tls", "no cipher in common")
+    assert complaints.connection() is None
+    current_complaints().note_connection(reason)
+    clock.now += 10.0
+    assert complaints.connection() == reason
+    clock.now += 0.1
+    assert complaints.connection() is None
+    current_complaints().note_connection(reason)
+    current_complaints().note_connection(None)
+    assert complaints.connection() is None
+
+
+def test_where_nobody_listens_what_is_noted_goes_nowhere() -> None:
+    def note() -> Reason | None:
+        current_complaints().note_connection(Reason("kafka_tls", "no cipher in common"))
+        return current_complaints().connection()
+
+    assert contextvars.Context().run(note) is None
+
+
+def test_that_a_password_goes_in_the_clear_is_no_complaint_and_was_said_at_the_start() -> None:
+    log, complaints = ErrorLog(), listen()
+    assert not log.filter(_said("Sending username and password in the clear"))
     assert complaints.latest() is None
 
 

@@ -23,7 +23,9 @@ _KAFKA = {
     19: (Kind.RETRY, "kafka_not_enough_replicas"),
     20: (Kind.RETRY, "kafka_not_enough_replicas"),
     29: (Kind.RETRY, "kafka_not_authorized"),
-    31: (Kind.RETRY, "kafka_not_authorized"),
+    31: (Kind.RETRY, "kafka_cluster_not_authorized"),
+    33: (Kind.RETRY, "kafka_sasl_mechanism"),
+    34: (Kind.RETRY, "kafka_security_protocol"),
     44: (Kind.RETRY, "kafka_policy"),
     45: (Kind.RETRY, "kafka_producer_state"),
     46: (Kind.RETRY, "kafka_producer_state"),
@@ -35,7 +37,7 @@ _KAFKA = {
     87: (Kind.POISON, "invalid_record"),
     90: (Kind.RETRY, "kafka_producer_state"),
 }
-_NAMED_BY_TOPIC = {3, 5, 6, 10, 17, 18, 19, 20, 29, 44, 87}
+_NAMED_BY_TOPIC = {3, 5, 6, 10, 17, 18, 19, 20, 29, 31, 44, 87}
 
 
 @pytest.mark.parametrize(("code", "expected"), _KAFKA.items())

@@ -12,14 +12,24 @@ from aiokafka import AIOKafkaProducer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.core.kafka_options import KafkaOptionsError, SslFiles, translate
+from server.core.kafka_option_table import TABLE, Option
+from server.core.kafka_options import KafkaOptionsError, OAuthOptions, SslFiles, effect_of, translate
 from server.core.librdkafka_names import CONSUMER_ONLY_NAMES, PRODUCER_NAMES
 from tests import librdkafka
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_SASL = {"security.protocol": "sasl_ssl", "sasl.mechanism": "PLAIN", "sasl.username": "u", "sasl.password": "hunter2"}
+_LOGIN = {"sasl.mechanism": "PLAIN", "sasl.username": "u", "sasl.password": "hunter2"}
+_SASL = {"security.protocol": "sasl_ssl", **_LOGIN}
+_OAUTH = {
+    "security.protocol": "sasl_ssl",
+    "sasl.mechanism": "oauthbearer",
+    "sasl.oauthbearer.method": "OIDC",
+    "sasl.oauthbearer.token.endpoint.url": "https://t/token",
+    "sasl.oauthbearer.client.id": "c",
+    "sasl.oauthbearer.client.secret": "hunter2",
+}
 
 
 def _problems(config: dict[str, Any]) -> dict[str, str]:
@@ -138,6 +148,18 @@ def test_aiokafka_takes_every_argument() -> None:
         ("partitioner", "random", "breaks the order"),
         ("partitioner", "sticky", "one of murmur2_random"),
         ("client.id", " ", "must not be empty"),
+        ("sasl.oauthbearer.method", "default", "use oidc"),
+        ("sasl.oauthbearer.method", "jwt", "one of oidc"),
+        ("sasl.oauthbearer.grant.type", "urn:ietf:params:oauth:grant-type:jwt-bearer", "one of client_credentials"),
+        ("sasl.oauthbearer.token.endpoint.url", "login.example.com/token", "expected a URL such as https://"),
+        ("sasl.oauthbearer.token.endpoint.url", "https:///token", "expected a URL such as https://"),
+        ("sasl.oauthbearer.token.endpoint.url", "https://host:port/token", "expected a URL such as https://"),
+        ("sasl.oauthbearer.token.endpoint.url", "https://[/token", "expected a URL such as https://"),
+        ("sasl.oauthbearer.token.endpoint.url", "https://u:p@host/token", "must not have credentials in it"),
+        ("sasl.oauthbearer.extensions", "a=1,a=2", "each once"),
+        ("sasl.oauthbearer.extensions", "a", "name=value"),
+        ("sasl.oauthbearer.extensions", "auth=1", "name=value"),
+        ("sasl.oauthbearer.extensions", "a=\x01", "name=value"),
     ],
 )
 def test_a_value_out_of_range_is_refused_saying_what_is_expected(name: str, value: Any, expected: str) -> None:
@@ -153,6 +175,10 @@ def test_a_value_out_of_range_is_refused_saying_what_is_expected(name: str, valu
         ("sasl.jaas.config", "sasl.username"),
         ("sasl.kerberos.keytab", "kinit"),
         ("sasl.kerberos.principal", "kinit"),
+        ("sasl.oauthbearer.assertion.file", "sasl.oauthbearer.client.id"),
+        ("sasl.oauthbearer.assertion.private.key.pem", "sasl.oauthbearer.client.secret"),
+        ("sasl.oauthbearer.metadata.authentication.type", "sasl.oauthbearer.client.id"),
+        ("sasl.oauthbearer.config", "oidc"),
         ("transactional.id", "enable.idempotence"),
         ("plugin.library.paths", "librdkafka"),
         ("dr_msg_cb", "callbacks"),
@@ -297,25 +323,60 @@ def test_kerberos_is_refused_where_its_package_is_not_installed(
     translate(_SASL, gssapi_installed=False)
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        {},
-        {
-            "sasl.oauthbearer.method": "OIDC",
-            "sasl.oauthbearer.client.id": "c",
-            "sasl.oauthbearer.client.secret": "hunter2",
-            "sasl.oauthbearer.token.endpoint.url": "https://t",
-        },
-    ],
-)
-def test_oauthbearer_is_not_supported_yet_in_one_line(more: dict[str, str]) -> None:
+def test_tokens_come_from_an_endpoint_by_client_id_and_secret() -> None:
+    options = translate(_OAUTH)
+
+    assert options.producer["sasl_mechanism"] == "OAUTHBEARER"
+    assert options.oauth == OAuthOptions("https://t/token", "c", "hunter2")
+    assert options.warnings == ()
+    assert translate({"security.protocol": "sasl_ssl", **_LOGIN}).oauth is None
+
+
+def test_what_goes_along_with_tokens_is_optional() -> None:
+    config = _OAUTH | {
+        "sasl.oauthbearer.scope": "kafka write",
+        "sasl.oauthbearer.extensions": "logicalCluster=lkc-1, identityPoolId=a=b",
+        "sasl.oauthbearer.grant.type": "CLIENT_CREDENTIALS",
+        "https.ca.location": "ca",
+        "https.ca.pem": "pem",
+    }
+
+    assert translate(config).oauth == OAuthOptions(
+        "https://t/token",
+        "c",
+        "hunter2",
+        "kafka write",
+        {"logicalCluster": "lkc-1", "identityPoolId": "a=b"},
+        SslFiles(ca_location="ca", ca_pem="pem"),
+    )
+
+
+def test_what_tokens_need_is_named() -> None:
     with pytest.raises(KafkaOptionsError) as refused:
-        translate({"security.protocol": "sasl_ssl", "sasl.mechanism": "OAUTHBEARER"} | more)
+        translate({"security.protocol": "sasl_ssl", "sasl.mechanism": "OAUTHBEARER"})
 
     assert refused.value.problems == [
-        ("sasl.mechanism", "OAUTHBEARER is not supported yet; use SCRAM-SHA-512 or PLAIN")
+        ("sasl.mechanism", "OAUTHBEARER needs sasl.oauthbearer.method: oidc"),
+        ("sasl.mechanism", "OAUTHBEARER needs sasl.oauthbearer.token.endpoint.url"),
+        ("sasl.mechanism", "OAUTHBEARER needs sasl.oauthbearer.client.id"),
+        ("sasl.mechanism", "OAUTHBEARER needs sasl.oauthbearer.client.secret"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (_OAUTH | {"sasl.oauthbearer.token.endpoint.url": "http://t/token"}, "THE CLIENT'S SECRET"),
+        (_OAUTH | {"security.protocol": "sasl_plaintext"}, "THE TOKEN"),
+        (_LOGIN | {"security.protocol": "sasl_plaintext"}, "THE PASSWORD"),
+    ],
+)
+def test_a_secret_that_goes_over_the_network_in_the_clear_is_warned_of(config: dict[str, str], said: str) -> None:
+    assert said in _warned(config)
+
+
+def test_scram_keeps_the_password_to_itself() -> None:
+    assert translate(_LOGIN | {"security.protocol": "sasl_plaintext", "sasl.mechanism": "SCRAM-SHA-256"}).warnings == ()
 
 
 @pytest.mark.parametrize("key", ["bootstrap.servers", "metadata.broker.list"])
@@ -337,3 +398,124 @@ def test_no_message_shows_a_value(config: dict[str, str]) -> None:
         warnings = str(error)
 
     assert "hunter2" not in warnings
+
+
+# --- every row of the project's list of names that must work ----------------------------------------------------------
+
+_TLS = {"security.protocol": "ssl"}
+_MUTUAL = _TLS | {"ssl.certificate.location": "c", "ssl.key.location": "k"}
+# The name, a value, what else it needs, and where the value must arrive.
+_ROWS: list[tuple[str, Any, dict[str, Any], str, Any]] = [
+    ("bootstrap.servers", "a:1", {}, "bootstrap_servers", "a:1"),
+    ("metadata.broker.list", "a:1", {}, "bootstrap_servers", "a:1"),
+    ("client.id", "me", {}, "producer.client_id", "me"),
+    ("security.protocol", "sSl", {}, "producer.security_protocol", "SSL"),
+    ("ssl.ca.location", "p", _TLS, "ssl.ca_location", "p"),
+    ("ssl.ca.pem", "p", _TLS, "ssl.ca_pem", "p"),
+    ("ssl.certificate.location", "p", _MUTUAL, "ssl.certificate_location", "p"),
+    ("ssl.certificate.pem", "p", _TLS | {"ssl.key.pem": "k"}, "ssl.certificate_pem", "p"),
+    ("ssl.key.location", "p", _MUTUAL, "ssl.key_location", "p"),
+    ("ssl.key.pem", "p", _TLS | {"ssl.certificate.pem": "c"}, "ssl.key_pem", "p"),
+    ("ssl.key.password", "p", _MUTUAL, "ssl.key_password", "p"),
+    ("ssl.cipher.suites", "HIGH", _TLS, "ssl.ciphers", "HIGH"),
+    ("ssl.crl.location", "p", _TLS, "ssl.crl_location", "p"),
+    ("ssl.endpoint.identification.algorithm", "none", _TLS, "ssl.check_hostname", False),
+    ("ssl.endpoint.identification.algorithm", "https", _TLS, "ssl.check_hostname", True),
+    ("enable.ssl.certificate.verification", "false", _TLS, "ssl.verify", False),
+    *(
+        (name, mechanism.lower(), _SASL, "producer.sasl_mechanism", mechanism)
+        for name in ("sasl.mechanism", "sasl.mechanisms")
+        for mechanism in ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI")
+    ),
+    ("sasl.mechanism", "OAUTHBEARER", _OAUTH, "producer.sasl_mechanism", "OAUTHBEARER"),
+    ("sasl.username", "p", _SASL, "producer.sasl_plain_username", "p"),
+    ("sasl.password", "p", _SASL, "producer.sasl_plain_password", "p"),
+    ("sasl.kerberos.service.name", "p", _SASL, "producer.sasl_kerberos_service_name", "p"),
+    ("sasl.oauthbearer.method", "oidc", _OAUTH, "oauth.endpoint", "https://t/token"),
+    ("sasl.oauthbearer.token.endpoint.url", "https://p", _OAUTH, "oauth.endpoint", "https://p"),
+    ("sasl.oauthbearer.client.id", "p", _OAUTH, "oauth.client_id", "p"),
+    ("sasl.oauthbearer.client.credentials.client.id", "p", _OAUTH, "oauth.client_id", "p"),
+    ("sasl.oauthbearer.client.secret", "p", _OAUTH, "oauth.client_secret", "p"),
+    ("sasl.oauthbearer.client.credentials.client.secret", "p", _OAUTH, "oauth.client_secret", "p"),
+    ("sasl.oauthbearer.scope", "p", _OAUTH, "oauth.scope", "p"),
+    ("sasl.oauthbearer.extensions", "a=p", _OAUTH, "oauth.extensions", {"a": "p"}),
+    ("sasl.oauthbearer.grant.type", "client_credentials", _OAUTH, "oauth.client_id", "c"),
+    ("https.ca.location", "p", _OAUTH, "oauth.https.ca_location", "p"),
+    ("https.ca.pem", "p", _OAUTH, "oauth.https.ca_pem", "p"),
+    *(
+        (name, codec, {}, "producer.compression_type", None if codec == "none" else codec)
+        for name in ("compression.type", "compression.codec")
+        for codec in ("none", "gzip", "snappy", "lz4", "zstd")
+    ),
+    ("linger.ms", 5, {}, "linger_ms", 5.0),
+    ("queue.buffering.max.ms", 5, {}, "linger_ms", 5.0),
+    ("batch.size", 1000, {}, "producer.max_batch_size", 1000),
+    ("message.max.bytes", 2000, {}, "record_limit", 2000),
+    ("acks", "all", {}, "producer.acks", -1),
+    ("acks", 1, {}, "producer.enable_idempotence", False),
+    ("request.required.acks", "-1", {}, "producer.acks", -1),
+    ("enable.idempotence", "false", {}, "producer.enable_idempotence", False),
+    ("request.timeout.ms", 5000, {}, "producer.request_timeout_ms", 5000),
+    ("socket.timeout.ms", 5000, {}, "producer.request_timeout_ms", 5000),
+    ("retry.backoff.ms", 50, {}, "producer.retry_backoff_ms", 50),
+    ("metadata.max.age.ms", 5000, {}, "producer.metadata_max_age_ms", 5000),
+    ("topic.metadata.refresh.interval.ms", 5000, {}, "producer.metadata_max_age_ms", 5000),
+    ("connections.max.idle.ms", 0, {}, "producer.connections_max_idle_ms", None),
+    ("partitioner", "murmur2_random", {}, "partitioner", "murmur2_random"),
+    ("partitioner", "consistent_random", {}, "partitioner", "consistent_random"),
+    ("partitioner", "fnv1a_random", {}, "partitioner", "fnv1a_random"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "besides", "where", "expected"), _ROWS)
+def test_every_name_that_must_work_arrives_where_it_should(
+    name: str, value: Any, besides: dict[str, Any], where: str, expected: Any
+) -> None:
+    # An alias takes the place of the name it stands for.
+    row = TABLE[name]
+    assert isinstance(row, Option)
+    config = {key: known for key, known in besides.items() if getattr(TABLE[key], "target", "") != row.target}
+    found: Any = translate(config | {name: value})
+    for part in where.split("."):
+        found = found[part] if isinstance(found, dict) else getattr(found, part)
+
+    assert found == expected
+
+
+def test_no_name_that_works_is_missing_there() -> None:
+    assert {row[0] for row in _ROWS} == {name for name, row in TABLE.items() if isinstance(row, Option)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "retries",
+        "message.timeout.ms",
+        "max.in.flight",
+        "max.in.flight.requests.per.connection",
+        "queue.buffering.max.messages",
+        "socket.keepalive.enable",
+        "batch.num.messages",
+        "compression.level",
+        "reconnect.backoff.ms",
+        "reconnect.backoff.max.ms",
+        "debug",
+    ],
+)
+def test_names_of_the_list_that_have_no_effect_are_accepted(name: str) -> None:
+    assert effect_of(name) == "ignored"
+    assert name in _warned({name: "x"})
+
+
+@pytest.mark.parametrize(
+    ("name", "effect"),
+    [
+        ("linger.ms", "used"),
+        ("group.id", "refused"),
+        ("ssl.keystore.location", "refused"),
+        ("retries", "ignored"),
+        ("lingr.ms", "unknown"),
+    ],
+)
+def test_what_becomes_of_a_name_is_known_without_its_value(name: str, effect: str) -> None:
+    assert effect_of(name) == effect

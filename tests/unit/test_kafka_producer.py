@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import socket
 import ssl
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import aiokafka.errors
 import pytest
+import trustme
 from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, MessageSizeTooLargeError, for_code
+from structlog.testing import capture_logs
 
 from server.core.failures import Kind
 from server.core.kafka_options import SslFiles, translate
 from server.kafka import producer as producer_module
 from server.kafka.producer import Cluster, Producer, classify
-from server.kafka.tls import ConfigurationError, ssl_context
+from server.kafka.tls import ConfigurationError, ReloadedContext, ssl_context
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,8 +77,10 @@ def test_a_ca_can_be_given_as_text(pem: Path) -> None:
 def test_the_clients_certificate_needs_its_keys_password(pem: Path) -> None:
     files = {"certificate_location": "cert.pem", "key_location": "key.pem"}
     ssl_context(_files(pem, **files, key_password="pw"))
-    with pytest.raises(ConfigurationError, match=r"ssl\.certificate and ssl\.key"):
-        ssl_context(_files(pem, **files, key_password="wrong"))
+    for wrong in ("wrong", "longer than OpenSSL takes" * 100):
+        with pytest.raises(ConfigurationError, match=r"ssl\.certificate and ssl\.key") as refused:
+            ssl_context(_files(pem, **files, key_password=wrong))
+        assert wrong not in str(refused.value)
 
 
 def test_a_certificate_and_its_key_can_be_given_as_text_and_leave_no_file(
@@ -111,6 +116,92 @@ def test_a_file_that_can_not_be_used_is_named_with_its_option(pem: Path, name: s
         ssl_context(_files(pem, crl_location=name))
 
 
+def test_a_folder_of_cas_is_taken_as_librdkafka_does(pem: Path, tmp_path: Path) -> None:
+    assert ssl_context(_files(tmp_path, ca_location="")).verify_mode is ssl.CERT_REQUIRED
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    subprocess.run(["openssl", "rehash", str(tmp_path)], check=True, capture_output=True)
+    shaken_hands(ssl_context(_files(tmp_path, ca_location="")), authority)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shaken_hands(ssl_context(_files(pem)), authority)
+
+
+# --- files that change ------------------------------------------------------------------------------------------------
+
+
+def shaken_hands(context: ssl.SSLContext, authority: trustme.CA) -> None:
+    """Do a TLS handshake in memory, with a server that has a certificate of this authority.
+
+    Raises:
+        SSLCertVerificationError: the client does not accept it.
+    """
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("kafka.test").configure_cert(server)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client_end = context.wrap_bio(to_client, to_server, server_hostname="kafka.test")
+    server_end = server.wrap_bio(to_server, to_client, server_side=True)
+    for end in (client_end, server_end, client_end, server_end):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+
+
+@pytest.fixture
+def authorities(tmp_path: Path) -> tuple[trustme.CA, trustme.CA]:
+    """Return two CAs; the first of them is trusted."""
+    authorities = trustme.CA(), trustme.CA()
+    authorities[0].cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    return authorities
+
+
+def test_each_connection_is_made_with_the_files_as_they_are(
+    tmp_path: Path, authorities: tuple[trustme.CA, trustme.CA]
+) -> None:
+    first, second = authorities
+    context = ReloadedContext(_files(tmp_path))
+    shaken_hands(context, first)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shaken_hands(context, second)
+    second.cert_pem.write_to_path(str(tmp_path / "new.pem"))
+    (tmp_path / "new.pem").replace(tmp_path / "ca.pem")
+    shaken_hands(context, second)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shaken_hands(context, first)
+
+
+def test_files_that_do_not_change_are_read_once(tmp_path: Path, authorities: tuple[trustme.CA, trustme.CA]) -> None:
+    context = ReloadedContext(_files(tmp_path))
+    made = context.current()
+    shaken_hands(context, authorities[0])
+    assert context.current() is made
+    assert not context.has_certificate
+    assert ReloadedContext(_files(tmp_path, certificate_pem="c")).has_certificate
+
+
+def test_what_is_changed_only_half_is_said_once_and_the_connection_made_as_before(
+    tmp_path: Path, authorities: tuple[trustme.CA, trustme.CA]
+) -> None:
+    context = ReloadedContext(_files(tmp_path))
+    shaken_hands(context, authorities[0])
+    (tmp_path / "ca.pem").write_text("half a certificate")
+    with capture_logs() as logs:
+        for _ in range(3):
+            shaken_hands(context, authorities[0])
+    [entry] = logs
+    assert entry["event"] == "certificates_not_reloaded"
+    assert "ssl.ca in kafka.config" in entry["detail"]
+    with pytest.raises(ConfigurationError):
+        context.current()
+    (tmp_path / "ca.pem").unlink()
+    with capture_logs() as logs:
+        shaken_hands(context, authorities[0])
+    assert "No such file" in logs[0]["detail"]
+
+
+def test_without_ever_having_had_good_files_no_connection_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ssl.SSLError, match=r"ssl\.ca in kafka\.config"):
+        shaken_hands(ReloadedContext(_files(tmp_path)), trustme.CA())
+
+
 def test_ciphers_that_do_not_exist_are_named(pem: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"ssl.cipher.suites in kafka.config can't be used"):
         ssl_context(_files(pem, ciphers="NONSENSE"))
@@ -133,7 +224,8 @@ def test_a_cluster_has_the_configured_servers_or_else_its_address(pem: Path) -> 
     assert arguments["bootstrap_servers"] == "b:2,c:3"
     assert arguments["max_batch_size"] == 777
     assert isinstance(arguments["ssl_context"], ssl.SSLContext)
-    assert "ssl_context" not in Cluster("a:1", translate({})).arguments(max_batch_size=1)
+    assert cluster.arguments(max_batch_size=1)["ssl_context"] is arguments["ssl_context"]  # one for all producers
+    assert Cluster("a:1", translate({})).arguments(max_batch_size=1)["ssl_context"] is None
 
 
 def test_the_more_producers_there_are_the_less_often_each_tries_again_unless_the_configuration_says() -> None:

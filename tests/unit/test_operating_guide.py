@@ -6,7 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-from server.core import failures
+from server.core import failures, kafka_connecting
 from server.core.lifecycle import State
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +33,7 @@ def made_in_code() -> set[str]:
                     codes.add(code)
     for table in (failures._POISON, failures._RETRY, failures._CLIENT, failures._MQTT_CODES, failures._MQTT_311_CODES):
         codes |= {code for code, _ in table.values()}
+    codes |= set(kafka_connecting._WHAT_TO_DO)
     codes.add(failures.mqtt_reason(0).code)
     return codes
 

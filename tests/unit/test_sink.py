@@ -9,23 +9,24 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError
+from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError, for_code
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.core.acks import AckWindow
 from server.core.kafka_options import translate
+from server.core.lifecycle import Reason
 from server.core.mapping import Mapping
+from server.kafka.errorlog import current_complaints
 from server.kafka.producer import Cluster
 from server.kafka.sink import Sink, SinkStoppedError
-from tests.fakekafka import CONFIRM, LOSE_ANSWER, STALL, FakeKafka, Sent
+from tests.fakekafka import CONFIRM, LOSE_ANSWER, STALL, FakeKafka, FakeProducer, Sent
 from tests.virtualtime import in_virtual_time, now, settled, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from server.core.acks import Arrival
-    from server.core.lifecycle import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -608,6 +609,42 @@ async def test_three_seconds_without_an_answer_are_a_reason_that_the_answer_ends
         kafka.sent[0].answer()
         await until(lambda: desk.state is None)
         assert len(kafka.producers) == 1
+
+
+_EXPIRED = Reason("kafka_certificate_expired", "the certificate is over")
+
+
+class Complaining(FakeKafka):
+    """A Kafka to which no connection can be made, which aiokafka finds out by itself."""
+
+    async def start(self, max_batch_size: int) -> FakeProducer:
+        self.complaints = current_complaints()
+        self.complaints.note_connection(_EXPIRED)
+        return await super().start(max_batch_size)
+
+
+@in_virtual_time
+async def test_why_no_connection_can_be_made_is_the_reason_for_all_that_comes_of_it() -> None:
+    """A producer that does not start, one that takes long, one that gets no answer, and one that gets no metadata."""
+    for trouble in ({"start_error": KafkaConnectionError("closed")}, {"start_hangs": True}, {"judge": lambda _: STALL}):
+        async with writing(Complaining(**trouble)) as desk:
+            desk.add(b"1")
+            await until(lambda: desk.state == _EXPIRED.code)
+            assert desk.books.detail == _EXPIRED.detail
+    kafka = Complaining()
+    async with writing(kafka) as desk:
+        await until(lambda: desk.state is None)
+        kafka.reachable = False
+        for _ in range(20):
+            kafka.complaints.note_connection(_EXPIRED)
+            await asyncio.sleep(1)
+        assert desk.state == _EXPIRED.code
+
+
+@in_virtual_time
+async def test_what_kafka_itself_answers_counts_more_than_a_connection_to_another_broker() -> None:
+    async with writing(Complaining(start_error=for_code(31)())) as desk:
+        await until(lambda: desk.state == "kafka_cluster_not_authorized")
 
 
 @in_virtual_time
