@@ -16,7 +16,7 @@ from server.core.subscription import Session
 from server.runtime.supervisor import Supervisor
 from server.settings import Settings
 from server.store.errors import StoreError, StoreUnavailableError
-from server.store.lock import StoreLock
+from server.store.lock import lock_at
 from server.store.store import Store
 from server.store.stored import SessionChange
 from tests.virtualtime import in_virtual_time, until
@@ -76,8 +76,8 @@ async def test_it_applies_the_file_and_then_runs(tmp_path: Path) -> None:
 
 @in_virtual_time
 async def test_a_second_process_waits_for_the_store_and_says_for_whom(tmp_path: Path) -> None:
-    first = StoreLock(f"sqlite:///{tmp_path}/mkf.db")
-    assert first.try_acquire()
+    first = lock_at(f"sqlite:///{tmp_path}/mkf.db")
+    assert await first.try_acquire()
     with structlog.testing.capture_logs() as logs:
         async with _running(_service(tmp_path, "a")) as service:
             await asyncio.sleep(5)
@@ -86,13 +86,13 @@ async def test_a_second_process_waits_for_the_store_and_says_for_whom(tmp_path: 
             assert health.waiting_for is not None
             assert "in use by another process (pid " in health.waiting_for
             assert await service.store.mappings() == []
-            first.release()
+            await first.release()
             await until(lambda: _health(service).started)
             assert _health(service).waiting_for is None
     assert [entry["event"] for entry in logs].count("waiting") == 1
-    again = StoreLock(f"sqlite:///{tmp_path}/mkf.db")
-    assert again.try_acquire(), "the lock was not given back"
-    again.release()
+    again = lock_at(f"sqlite:///{tmp_path}/mkf.db")
+    assert await again.try_acquire(), "the lock was not given back"
+    await again.release()
 
 
 @in_virtual_time
@@ -106,20 +106,20 @@ async def test_a_lock_that_can_not_be_used_is_said_before_anything_listens(tmp_p
 @in_virtual_time
 async def test_what_was_opened_and_never_ran_gives_its_lock_back(tmp_path: Path) -> None:
     async with opened(_service(tmp_path, "a")):
-        assert not StoreLock(f"sqlite:///{tmp_path}/mkf.db").try_acquire()
-    again = StoreLock(f"sqlite:///{tmp_path}/mkf.db")
-    assert again.try_acquire()
-    again.release()
+        assert not await lock_at(f"sqlite:///{tmp_path}/mkf.db").try_acquire()
+    again = lock_at(f"sqlite:///{tmp_path}/mkf.db")
+    assert await again.try_acquire()
+    await again.release()
 
 
 @in_virtual_time
 async def test_a_shutdown_while_it_waits_for_the_store_is_no_crash(tmp_path: Path) -> None:
-    first = StoreLock(f"sqlite:///{tmp_path}/mkf.db")
-    assert first.try_acquire()
+    first = lock_at(f"sqlite:///{tmp_path}/mkf.db")
+    assert await first.try_acquire()
     async with _running(_service(tmp_path)) as service:
         await asyncio.sleep(1)
     assert not service.crashed
-    first.release()
+    await first.release()
 
 
 @in_virtual_time

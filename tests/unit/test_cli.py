@@ -180,6 +180,7 @@ class FakeService:
     def __init__(self, end: str) -> None:
         self.end = end
         self.crashed = False
+        self.refused: StoreError | None = None
         self.on_crash: Callable[[], None] = lambda: None
 
         async def api(scope: Any, receive: Any, send: Any) -> None:  # uvicorn wants a plain function

@@ -15,7 +15,6 @@ from server.store.stored import SessionChange
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 SESSION = Session(
     client_id="base-demo",
@@ -33,9 +32,9 @@ def mapping(name: str = "demo", client_id: str | None = None) -> Mapping:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
+async def store(database_url: str) -> AsyncIterator[Store]:
     """A store without mappings, where rows of sessions have to claim what they want."""
-    store = Store(f"sqlite:///{tmp_path}/store.db", client_id_of=lambda spec: spec.client_id("base"))
+    store = Store(database_url, client_id_of=lambda spec: spec.client_id("base"))
     await store.open()
     yield store
     await store.close()
