@@ -6,4 +6,14 @@ from tests.brokers.mosquitto import Mosquitto, MqttBroker
 from tests.brokers.postgres import Postgres
 from tests.brokers.process import BrokerError, free_port
 
-__all__ = ["BrokerError", "Kafka", "KafkaCluster", "KafkaNodes", "Mosquitto", "MqttBroker", "Postgres", "Record", "free_port"]
+__all__ = [
+    "BrokerError",
+    "Kafka",
+    "KafkaCluster",
+    "KafkaNodes",
+    "Mosquitto",
+    "MqttBroker",
+    "Postgres",
+    "Record",
+    "free_port",
+]
