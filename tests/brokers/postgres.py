@@ -87,7 +87,7 @@ class Postgres(Child):
             port = self._port or free_port(self.host)
             settings = [f"port={port}", f"listen_addresses={self.host}", f"unix_socket_directories={self.folder}"]
             # SIGKILL for its parent's death has to be asked for anew after the change of the user.
-            command = [*_as_its_user("--pdeathsig", "KILL"), _program("postgres"), "-D", str(self.folder / "data")]
+            command = [*_as_its_user("--pdeathsig", "KILL"), program("postgres"), "-D", str(self.folder / "data")]
             self.spawn([*command, *(part for setting in settings for part in ("-c", setting))], cwd=self.folder)
             try:
                 self.wait_until(
@@ -133,7 +133,7 @@ class Postgres(Child):
         subprocess.run(
             [
                 *_as_its_user(),
-                _program("initdb"),
+                program("initdb"),
                 *("--pgdata", self.folder / "data", "--username", USER, "--pwfile", password),
                 *("--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync"),
             ],
@@ -156,7 +156,8 @@ def _as_its_user(*options: str) -> list[str]:
     return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", *options, "--"]
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
+    """Return where one of the programs of Postgres is."""
     # Debian keeps the server's programs, one folder a version, off everybody's PATH.
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
     for folder in reversed(folders):
