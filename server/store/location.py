@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from sqlalchemy.engine import URL, make_url
@@ -46,6 +47,8 @@ def parsed_url(url: str) -> URL:
         raise StoreError(f"the store's URL names {parsed.drivername!r}, which is not supported; {_FORM}")
     if parsed.drivername in _POSTGRES and not parsed.database:
         raise StoreError(f"the store's URL names no database; {_FORM}")
+    if parsed.drivername in _POSTGRES and find_spec("psycopg") is None:
+        raise StoreError("the store's URL names Postgres, which needs psycopg: install mqtt-kafka-forwarder[postgres]")
     return parsed
 
 

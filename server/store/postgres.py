@@ -10,16 +10,10 @@ import threading
 import zlib
 from typing import TYPE_CHECKING, Any, LiteralString, cast
 
+import psycopg
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from server.store.errors import StoreError, StoreUnavailableError
-
-try:
-    import psycopg
-except ModuleNotFoundError as error:
-    raise StoreError(
-        f"the store's URL names Postgres, which needs {error.name}: install mqtt-kafka-forwarder[postgres]"
-    ) from error
 
 if TYPE_CHECKING:
     from sqlalchemy import URL

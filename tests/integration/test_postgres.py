@@ -1,4 +1,4 @@
-"""The service with its store in Postgres: it starts, changes, restarts, outlives the server's outages, and stays one."""
+"""The service with its store in Postgres: it starts, changes, restarts, outlives outages of it, and stays one."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ async def test_who_loses_the_lock_to_another_stops_says_so_and_comes_back(stage:
         assert (await stage.outcome(service, topic, traffic.published)).problems() == []
 
 
-# --- backing up and restoring, with the very commands of the operating guide -------------------------------------------
+# --- backing up and restoring, with the very commands of the operating guide ------------------------------------------
 
 
 def commands(start: str) -> list[str]:

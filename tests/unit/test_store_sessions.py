@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import string
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -161,3 +163,13 @@ async def test_the_file_takes_back_a_session_of_a_mapping_it_renames(store: Stor
     await save(store, replace(SESSION, client_id="c", mapping="old"))
     await store.apply_file([(mapping("new", client_id="c"), "2")], prune=True)
     assert await store.session("c") == replace(SESSION, client_id="c", mapping="new", clean_start=True)
+
+
+async def test_the_longest_client_id_there_can_be_is_kept(store: Store) -> None:
+    # Nothing that could be compressed.
+    draw = random.Random(1)
+    base = "".join(draw.choices(string.ascii_letters + string.digits, k=1_024))
+    name = "".join(chr(draw.randrange(0x10000, 0x20000)) for _ in range(128))
+    session = replace(SESSION, client_id=f"{base}-{name}", mapping=name)
+    await save(store, session)
+    assert await store.session(session.client_id) == session
