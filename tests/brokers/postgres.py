@@ -9,16 +9,13 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 from urllib.parse import quote
 
 import psutil
 import psycopg
 
 from tests.brokers.process import BrokerError, Child, free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 15.0
@@ -32,14 +29,15 @@ DATABASE = "postgres"
 class Postgres(Child):
     """A Postgres that can be stopped, crashed, frozen and restarted on the same port.
 
-    Every connection needs USER and PASSWORD. `settings` are lines of postgresql.conf. It does not wait for the disk.
+    Every connection needs USER and PASSWORD; with a `certificate` (PEM, its key included) it also speaks TLS. It does
+    not wait for the disk.
     """
 
-    def __init__(self, *, settings: Sequence[str] = ()) -> None:
+    def __init__(self, *, certificate: bytes | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mkf-postgres-"))
         super().__init__("postgres", self.folder / "postgres.log")
         self.host = "127.0.0.1"
-        self._settings = tuple(settings)
+        self._certificate = certificate
         self._port: int | None = None
         self._schemas = 0
 
@@ -142,8 +140,15 @@ class Postgres(Child):
             capture_output=True,
         )
         with (self.folder / "data" / "postgresql.conf").open("a") as file:
-            lines = ("fsync = off", "full_page_writes = off", "shared_buffers = 16MB", *self._settings)
-            file.write("\n".join(lines) + "\n")
+            file.write("fsync = off\nfull_page_writes = off\nshared_buffers = 16MB\n")
+            if self._certificate is not None:
+                file.write("ssl = on\nssl_cert_file = 'server.pem'\nssl_key_file = 'server.pem'\n")
+        if self._certificate is not None:
+            path = self.folder / "data" / "server.pem"
+            path.write_bytes(self._certificate)
+            path.chmod(0o600)
+            owner = path.parent.stat()
+            os.chown(path, owner.st_uid, owner.st_gid)
 
 
 _USER_NAME = "nobody"

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import psycopg
 import pytest
+import trustme
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, event, text
@@ -26,14 +27,12 @@ from server.store.lock import lock_at
 from server.store.postgres_database import PostgresDatabase
 from server.store.store import Store
 from server.store.tables import MappingRow
-from tests.brokers.postgres import PASSWORD
+from tests.brokers.postgres import PASSWORD, Postgres
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from sqlmodel import Session as Transaction
-
-    from tests.brokers import Postgres
 
 _ROOT = Path(__file__).parents[2]
 _OPEN = """
@@ -221,6 +220,30 @@ async def test_a_server_that_is_away_is_unavailable_and_no_error_shows_the_passw
     assert has_no_secret(raised.value)
     with pytest.raises(StoreUnavailableError, match=r"can't be reached: .*resolve"):
         await store_at(url.replace("127.0.0.1", "nowhere.invalid")).open()
+
+
+async def test_tls_checks_the_server_s_certificate_as_the_url_says(tmp_path: Path) -> None:
+    authority, stranger = trustme.CA(), trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    stranger.cert_pem.write_to_path(tmp_path / "stranger.pem")
+    certificate = authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.bytes()
+    with Postgres(certificate=certificate) as server:
+        url = server.fresh_url()
+        store = store_at(f"{url}&sslmode=verify-full&sslrootcert={tmp_path}/ca.pem")
+        await store.open()
+        used = await store._read(
+            lambda transaction: transaction.connection().exec_driver_sql(
+                "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+            )
+        )
+        assert used.scalar_one() is True
+        await store.close()
+        elsewhere = url.replace("127.0.0.1", "localhost")
+        for wrong in (f"{url}&sslrootcert={tmp_path}/stranger.pem", f"{elsewhere}&sslrootcert={tmp_path}/ca.pem"):
+            with pytest.raises(StoreError, match=r"can't be used over TLS .*certificate") as raised:
+                await store_at(f"{wrong}&sslmode=verify-full").open()
+            assert not isinstance(raised.value, StoreUnavailableError)
+            assert has_no_secret(raised.value)
 
 
 async def test_a_url_that_names_postgres_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
