@@ -107,8 +107,10 @@ class Service:
 
     async def close(self) -> None:
         """Close the store and give its lock back; harmless if it is not open."""
-        await self.store.close()
-        await self._lock.release()
+        try:
+            await self.store.close()
+        finally:
+            await self._lock.release()
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:

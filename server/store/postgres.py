@@ -72,7 +72,7 @@ _BY_TEXT: tuple[tuple[re.Pattern[str], bool, str], ...] = (
     (re.compile("password authentication failed|no password supplied|not permitted to log in"), True, _DENIED),
     (re.compile('role ".*" does not exist|no pg_hba.conf entry|permission denied for database'), True, _DENIED),
     (re.compile('database ".*" does not exist'), True, _NO_DATABASE),
-    (re.compile("certificate|does not support SSL|SSL error|sslmode"), True, _TLS),
+    (re.compile("certificate|private key|does not support SSL|sslmode"), True, _TLS),
     (re.compile("connection option|unrecognized configuration parameter|invalid value for parameter"), True, _OPTIONS),
     (re.compile("too many clients|remaining connection slots"), False, _BUSY),
     (re.compile("read-only|not in hot standby|session is not"), False, _READ_ONLY),
