@@ -85,14 +85,14 @@ async def supervising(
         await store.open()
         cluster = Cluster("kafka:9092", translate({}))
         supervisor = Supervisor(store, mqtt.broker(), cluster, memory_budget=budget)
-        task = asyncio.create_task(supervisor.run())
+        plant = Plant(mqtt, kafka, store, supervisor, asyncio.create_task(supervisor.run()))
         try:
             if wait:
                 await until(lambda: supervisor.health().started)
-            yield Plant(mqtt, kafka, store, supervisor, task)
+            yield plant
         finally:
-            task.cancel()
-            await asyncio.wait([task])
+            plant.task.cancel()
+            await asyncio.wait([plant.task])
             await supervisor.shutdown()
             await store.close()
             assert mqtt.open == []
