@@ -71,7 +71,7 @@ image: setup test-tools kafka ## Build the image (IMAGE=NAME:TAG), with Docker o
 	sh scripts/image.sh $(IMAGE)
 	MKF_TEST_IMAGE=.cache/image $(BIN)/pytest tests/integration/test_image.py $(ARGS)
 
-test-tools: $(TEST_TOOLS) # Mosquitto, Java and Maven, from apt where that is possible
+test-tools: $(TEST_TOOLS) # Mosquitto, Java, Maven and Postgres, from apt where that is possible
 
 $(TEST_TOOLS): scripts/test-tools.sh
 	sh scripts/test-tools.sh

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes sure of what the integration tests need beside Python: Mosquitto, Java 17 or newer, Maven.
+# Makes sure of what the integration tests need beside Python: Mosquitto, Java 17 or newer, Maven, Postgres.
 set -eu
 cd "$(dirname "$0")/.."
 # Debian's mosquitto is in /usr/sbin, which is not on every user's PATH.
@@ -14,6 +14,8 @@ missing=""
 command -v mosquitto >/dev/null || missing="$missing mosquitto"
 java_is_new_enough || missing="$missing java"
 command -v mvn >/dev/null || missing="$missing maven"
+# Debian keeps the server of Postgres off the PATH.
+ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || missing="$missing postgresql"
 [ -z "$missing" ] && exit 0
 
 packages=""

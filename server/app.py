@@ -23,8 +23,8 @@ from server.runtime.ending import end_unknown_session
 from server.runtime.metrics import Metrics
 from server.runtime.session import Broker
 from server.runtime.supervisor import Supervisor
-from server.store.errors import StoreUnavailableError
-from server.store.lock import StoreLock
+from server.store.errors import StoreError, StoreUnavailableError
+from server.store.lock import lock_at
 from server.store.store import Store
 from server.tasks import ended
 
@@ -42,23 +42,31 @@ _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 _LOCK_POLL_SECONDS = 0.5
+_LOCK_CHECK_SECONDS = 1.0
 _STORE_RETRY_SECONDS = 2.0
+_NOT_APPLIED = "the configuration file can't be applied"
 
 
 class Service:
     """The whole service: store, supervisor and API, of one configuration.
 
-    `on_crash` is called if the part that forwards ends although nobody asked it to; `crashed` says so afterwards.
+    `on_crash` is called if the part that forwards ends although nobody asked it to; `crashed` says so afterwards, and
+    `refused` why the store can't be used, if that was it: a server that came late may turn out to be the wrong one.
+
+    Raises:
+        StoreError: the store's URL can't be read, or names a database that is not supported.
     """
 
     def __init__(self, settings: Settings, config: Config) -> None:
         self.on_crash: Callable[[], None] = lambda: None
         self.crashed = False
+        self.refused: StoreError | None = None
         self._settings = settings
         self._config = config
         base, own_version = config.mqtt.client_id, version("mqtt-kafka-forwarder")
-        self.store = Store(settings.database_url, client_id_of=lambda spec: spec.client_id(base))
-        self._lock = StoreLock(settings.database_url)
+        self._lock = lock_at(settings.database_url)
+        self.store = Store(settings.database_url, client_id_of=lambda spec: spec.client_id(base), lock=self._lock)
+        self._told = ""
         self._admin_token = _admin_token(settings)
         self._gate = Gate(self.store.tokens, opening=_opening(settings), admin=self._admin_token)
         self._supervisor = Supervisor(
@@ -82,18 +90,27 @@ class Service:
     async def open(self) -> None:
         """Open the store, and see that somebody can use the API and that the lock can be had, now or later.
 
+        A server that is away is waited for when the service runs.
+
         Raises:
             StoreError: the store or its lock can't be used.
             AccessError: nobody could use the API, or the first admin token can't be used.
         """
-        await self.store.open()
-        await self._gate.check()
-        self._lock.try_acquire()  # whoever holds it is waited for when the service runs
+        try:
+            await self.store.open()
+            await self._gate.check()
+            await self._lock.try_acquire()  # whoever holds it is waited for when the service runs
+        except StoreUnavailableError as error:
+            if not self.store.remote:
+                raise
+            self._waits(str(error))
 
     async def close(self) -> None:
         """Close the store and give its lock back; harmless if it is not open."""
-        await self.store.close()
-        self._lock.release()
+        try:
+            await self.store.close()
+        finally:
+            await self._lock.release()
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
@@ -116,26 +133,88 @@ class Service:
             await self.close()
 
     def _ended(self, running: asyncio.Task[None]) -> None:
-        if not running.cancelled():
-            self.crashed = True
-            _log.critical("service_crashed", exc_info=running.exception())
-            self.on_crash()
+        if running.cancelled():
+            return
+        self.crashed = True
+        error = running.exception()
+        if isinstance(error, StoreError):
+            self.refused = error
+        else:
+            _log.critical("service_crashed", exc_info=error)
+        self.on_crash()
 
     async def _run(self) -> None:
+        if not self.store.is_open:
+            await self._patiently("the store can't be opened", self.store.open)
+            await self._patiently("the tokens can't be read", self._gate.check)
         await self._only_process()
         await self._apply_file()
-        await self._supervisor.run()
+        while True:
+            await self._while_ours()
+            await self._only_process()
+            # Behind the last write of whoever had it meanwhile.
+            await self._patiently("the store can't be written to", self.store.ping)
 
     async def _only_process(self) -> None:
         """Wait for the store's lock: two processes on one store would fight over every session."""
-        told = False
-        while not self._lock.try_acquire():
-            reason = f"the store is in use by another process ({self._lock.holder()})"
-            self._supervisor.waiting(reason)
-            if not told:
-                _log.warning("waiting", reason=reason)
-                told = True
+        others = False
+        while True:
+            try:
+                if await self._lock.try_acquire():
+                    break
+                others = True
+                self._waits(_in_use(await self._lock.holder()))
+            except StoreUnavailableError as error:
+                self._waits(str(error))
+                if others:  # perhaps they were only cut off, as we were: they may have it back first
+                    await self._patiently("the store's lock can't be looked at", self._lock.holder)
+                    await asyncio.sleep(self._lock.takeover_seconds)
             await asyncio.sleep(_LOCK_POLL_SECONDS)
+        if others:
+            await asyncio.sleep(self._lock.takeover_seconds)
+
+    async def _while_ours(self) -> None:
+        """Run the mappings until the store's lock is another process's, and then stop them."""
+        running = asyncio.create_task(self._supervisor.run(), name="supervisor run")
+        watching = asyncio.create_task(self._until_others(), name="lock")
+        try:
+            await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await ended(running, watching)
+        if watching.cancelled():
+            await running  # raises what it ended with
+        reason = watching.result()
+        _log.error("store_lock_taken", reason=reason)
+        await self._supervisor.stand_down(reason)
+
+    async def _until_others(self) -> str:
+        """Hold the lock, and take it again whenever its session breaks; says so once another process has it.
+
+        While the server is away nobody has it, so the mappings go on.
+        """
+        while True:
+            await asyncio.sleep(_LOCK_CHECK_SECONDS)
+            try:
+                await self._lock.check()
+            except StoreUnavailableError as error:
+                _log.warning("store_lock_lost", reason=str(error))
+                if others := await self._taken_by_others():
+                    return others
+                _log.info("store_lock_regained")
+
+    async def _taken_by_others(self) -> str | None:
+        while True:
+            try:
+                return None if await self._lock.try_acquire() else _in_use(await self._lock.holder())
+            except StoreUnavailableError:  # said when it was lost, and by the ping of the store
+                await asyncio.sleep(_LOCK_POLL_SECONDS)
+
+    def _waits(self, reason: str) -> None:
+        """Say why nothing runs; in the log only what is new."""
+        self._supervisor.waiting(reason)
+        if reason != self._told:
+            _log.warning("waiting", reason=reason)
+            self._told = reason
 
     async def _apply_file(self) -> None:
         """Bring the file's entries into the store, and say what that did."""
@@ -143,9 +222,10 @@ class Service:
         entries = [(entry.mapping, entry.digest) for entry in self._config.forwarding]
         prune = self._settings.prune
         # Said first: once it is deleted, its session ends at the broker, with everything queued there.
-        for name, client_ids in (await self._patiently(self.store.deleted_by_file, entries, prune=prune)).items():
+        removed = await self._patiently(_NOT_APPLIED, self.store.deleted_by_file, entries, prune=prune)
+        for name, client_ids in removed.items():
             _log.warning("mapping_removed_from_file", mapping=name, client_ids=client_ids)
-        report = await self._patiently(self.store.apply_file, entries, prune=prune)
+        report = await self._patiently(_NOT_APPLIED, self.store.apply_file, entries, prune=prune)
         for warning in (*self._config.warnings, *report.warnings):
             _log.warning("configuration", detail=warning)
         for name in report.skipped:
@@ -162,16 +242,23 @@ class Service:
         )
 
     async def _patiently(
-        self, call: Callable[_Arguments, Awaitable[_Result]], *arguments: _Arguments.args, **named: _Arguments.kwargs
+        self,
+        what: str,
+        call: Callable[_Arguments, Awaitable[_Result]],
+        *arguments: _Arguments.args,
+        **named: _Arguments.kwargs,
     ) -> _Result:
-        """Call the store until it is there."""
+        """Call the store until it is there; `what` is said meanwhile."""
         while True:
             try:
                 return await call(*arguments, **named)
             except StoreUnavailableError as error:
-                self._supervisor.waiting(f"the configuration file can't be applied: {error}")
-                _log.warning("waiting", reason=str(error))
+                self._waits(f"{what}: {error}")
                 await asyncio.sleep(_STORE_RETRY_SECONDS)
+
+
+def _in_use(holder: str) -> str:
+    return f"the store is in use by another process ({holder})"
 
 
 async def end_foreign_session(settings: Settings, config: Config, client_id: str) -> str:

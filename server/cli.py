@@ -227,6 +227,8 @@ async def _until_signalled(
     async with _watched(certificate):
         with contextlib.suppress(SystemExit):  # uvicorn's own code for a start that failed
             await server.serve(sockets=[listening])
+    if service.refused is not None:
+        raise service.refused
     return 0 if server.started and not service.crashed else 1
 
 

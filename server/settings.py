@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     config_file: Path = Field(Path("config.yaml"), validation_alias=AliasChoices("CONFIG_FILE"))
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65_535)
-    database_url: str = "sqlite:///data/mkf.db"
+    database_url: str = Field("sqlite:///data/mkf.db", repr=False)  # it may hold a password
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
     prune: bool = True

@@ -18,7 +18,7 @@ import coverage
 import pytest
 import xdist
 
-from tests.brokers import Kafka, KafkaCluster, Mosquitto, MqttBroker
+from tests.brokers import Kafka, KafkaCluster, Mosquitto, MqttBroker, Postgres
 from tests.brokers.process import accepts
 
 if TYPE_CHECKING:
@@ -97,6 +97,29 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
         return
     with Kafka(tmp_path_factory.mktemp("kafka")) as broker:
         yield broker
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """Return the Postgres all tests share; each has a schema of its own."""
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """Start a Postgres of the test's own, to break."""
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the URL of an empty store: a test that asks for it runs on every database there can be."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/store.db"
+    postgres: Postgres = request.getfixturevalue("postgres")
+    return postgres.fresh_url()
 
 
 @pytest.fixture

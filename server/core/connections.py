@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
 from server.core.address import address
-from server.core.topics import mqtt_string_error
+from server.core.topics import client_id_error, mqtt_string_error
 
 Protocol = Literal["auto", "5", "3.1.1"]
 
@@ -55,6 +55,12 @@ def _request_path(value: str) -> str:
     return value
 
 
+def _client_id(value: str) -> str:
+    if error := client_id_error(value):
+        raise ValueError(error)
+    return value
+
+
 def _protocol_name(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
@@ -62,6 +68,7 @@ def _protocol_name(value: Any) -> Any:
 FilePath = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[int, BeforeValidator(_seconds)]
 MqttText = Annotated[str, AfterValidator(_mqtt_text)]
+ClientId = Annotated[str, AfterValidator(_client_id)]
 
 
 class _Section(BaseModel):
@@ -105,7 +112,7 @@ class MqttConnection(_Section):
 
     host: str = Field(min_length=1)
     port: int = Field(1883, ge=1, le=65_535)
-    client_id: MqttText = ""
+    client_id: ClientId = ""
     protocol: Annotated[Protocol, BeforeValidator(_protocol_name)] = "auto"
     transport: Literal["tcp", "websocket"] = "tcp"
     path: Annotated[str, AfterValidator(_request_path)] = "/mqtt"

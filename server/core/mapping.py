@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from server.core.template import TemplateError, compile_template
-from server.core.topics import filter_error, kafka_topic_error, mqtt_string_error, uncovered
+from server.core.topics import client_id_error, filter_error, kafka_topic_error, uncovered
 
 DEFAULT_BUFFER_BYTES = 32 * 1024 * 1024
 # 65,535 is the protocol's default, so the codec leaves it out, and Mosquitto then keeps only 20 in flight.
@@ -55,7 +55,7 @@ class MqttSource(_Spec):
     @field_validator("client_id")
     @classmethod
     def _valid_client_id(cls, client_id: str | None) -> str | None:
-        if client_id is not None and (error := mqtt_string_error(client_id, "a client id")):
+        if client_id is not None and (error := client_id_error(client_id)):
             raise ValueError(error)
         return client_id
 

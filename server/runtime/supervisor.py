@@ -211,6 +211,18 @@ class Supervisor:
                 await asyncio.wait(late, timeout=1.0)
         await self._ledger.flush()
 
+    async def stand_down(self, reason: str) -> None:
+        """Drain everything and forget what was known: the store is another process's. `run` must have been cancelled.
+
+        `run` may be called again, and begins with what the store says then.
+        """
+        self._started, self._waiting_for = False, reason
+        await self.shutdown()
+        self._lives, self._wanted, self._wanted_since = {}, {}, {}
+        self._revision = self._store_error = None
+        # What the other process has observed since is newer than what the store did not take from us.
+        self._ledger = Ledger(self._store)
+
     async def _load(self) -> None:
         while True:
             try:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from server.store.errors import StoreError, StoreUnavailableError
 
-_FORM = "give a URL like sqlite:////data/mkf.db (absolute) or sqlite:///data/mkf.db (relative)"
+_FORM = (
+    "give a URL like sqlite:////data/mkf.db (absolute), sqlite:///data/mkf.db (relative)"
+    " or postgresql+psycopg://user:password@host:5432/database"
+)
+_SQLITE = {"sqlite", "sqlite+pysqlite"}
+_POSTGRES = {"postgresql", "postgresql+psycopg"}
 # Less than this is not enough for the next checkpoint, though a small write may still find room in the old log.
 _LEAST_FREE_BYTES = 128 * 1024
 
@@ -25,29 +31,40 @@ class FileIdentity:
     inode: int
 
 
-def database_path(url: str) -> Path | None:
-    """The absolute path of the SQLite file `url` names, links resolved; None means in memory.
+def parsed_url(url: str) -> URL:
+    """The parts of the store's URL.
 
     Raises:
-        StoreError: the URL can't be read, or names a database that is not supported.
+        StoreError: it can't be read, or names a database that is not supported.
     """
     # The URL itself is left out of the messages: it may hold a password.
     try:
-        parsed = make_url(url)
+        # Others call it postgres://, which SQLAlchemy does not know.
+        parsed = make_url(url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url)
     except (ArgumentError, ValueError):
         raise StoreError(f"the store's URL can't be read; {_FORM}") from None
-    backend = parsed.get_backend_name()
-    if backend in {"postgresql", "postgres"}:
-        raise StoreError(f"the store's URL names Postgres, which is not supported yet; {_FORM}")
-    if parsed.drivername not in {"sqlite", "sqlite+pysqlite"}:
+    if parsed.drivername not in _SQLITE | _POSTGRES:
         raise StoreError(f"the store's URL names {parsed.drivername!r}, which is not supported; {_FORM}")
-    if parsed.query:
-        raise StoreError(f"options in the store's URL are not supported ({', '.join(parsed.query)}); {_FORM}")
-    if parsed.host:
-        raise StoreError(f"the store's URL names a host, {parsed.host!r}; SQLite's has three slashes: {_FORM}")
-    if parsed.database in {None, "", ":memory:"}:
+    if parsed.drivername in _POSTGRES and not parsed.database:
+        raise StoreError(f"the store's URL names no database; {_FORM}")
+    if parsed.drivername in _POSTGRES and find_spec("psycopg") is None:
+        raise StoreError("the store's URL names Postgres, which needs psycopg: install mqtt-kafka-forwarder[postgres]")
+    return parsed
+
+
+def database_path(url: URL) -> Path | None:
+    """The absolute path of the SQLite file `url` names, links resolved; None means in memory.
+
+    Raises:
+        StoreError: the URL says more than that.
+    """
+    if url.query:
+        raise StoreError(f"options in the URL of a store in SQLite are not supported ({', '.join(url.query)}); {_FORM}")
+    if url.host:
+        raise StoreError(f"the store's URL names a host, {url.host!r}; SQLite's has three slashes: {_FORM}")
+    if url.database in {None, "", ":memory:"}:
         return None
-    return Path(os.path.realpath(str(parsed.database)))
+    return Path(os.path.realpath(str(url.database)))
 
 
 def create_folder(path: Path) -> None:

@@ -2,82 +2,62 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
-from pathlib import Path
+from abc import ABC, abstractmethod
 
-from server.store.errors import StoreError
-from server.store.location import create_folder, database_path
+from server.store.location import parsed_url
 
 
-class StoreLock:
-    """An exclusive lock on `<database file>.lock`, which the end of the process releases, however it ends.
+class StoreLock(ABC):
+    """An exclusive lock on a store, which the end of the process releases, however it ends.
 
-    A store in memory belongs to its process anyway: its lock is always free.
+    `takeover_seconds` is how long after it was somebody else's the new holder has to wait before it may rely on it: the
+    former holder has noticed by then that it lost it.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._file: int | None = None
+    takeover_seconds: float
 
-    def try_acquire(self) -> bool:
-        """Take the lock if it is free, without waiting; True also if it is already ours.
+    @abstractmethod
+    async def try_acquire(self) -> bool:
+        """Take the lock if it is free, without waiting for it; True also if it is already ours.
 
         Raises:
-            StoreError: the URL is not supported, or the lock file can't be written.
+            StoreUnavailableError: whether it is free can't be found out now.
+            StoreError: the URL is not supported, or the lock can't be used at all.
         """
-        path = self._path()
-        if path is None or self._file is not None:
-            return True
-        create_folder(path)
-        try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise self._unusable(error) from error
-        # flock, not lockf: a lockf lock is lost as soon as the process closes any descriptor of the file.
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(file, 0)
-            os.pwrite(file, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        except BlockingIOError:
-            os.close(file)
-            return False
-        except OSError as error:
-            os.close(file)
-            raise self._unusable(error) from error
-        self._file = file
-        return True
 
-    def holder(self) -> str:
+    @abstractmethod
+    async def holder(self) -> str:
         """Who holds the lock, for a message: "pid 7 on host-a"; asked after `try_acquire` returned False.
 
         Raises:
+            StoreUnavailableError: that can't be found out now.
             StoreError: the URL is not supported.
         """
-        path = self._path()
-        if path is None:
-            return f"pid {os.getpid()} on {socket.gethostname()}"
-        try:
-            return path.read_text(errors="replace") or "another process"
-        except OSError:
-            # Gone between the attempt and the question; the message must not fail over it.
-            return "another process"
 
-    def release(self) -> None:
+    @abstractmethod
+    async def check(self) -> None:
+        """See that the lock is still ours.
+
+        Raises:
+            StoreUnavailableError: it is not; only `try_acquire` may bring it back.
+        """
+
+    @abstractmethod
+    async def release(self) -> None:
         """Give the lock back; harmless if it is not ours."""
-        # The file stays: removing it would let a third process lock a new one while a second waits for this one.
-        if self._file is not None:
-            os.ftruncate(self._file, 0)
-            os.close(self._file)
-            self._file = None
 
-    def _path(self) -> Path | None:
-        database = database_path(self._url)
-        return None if database is None else Path(f"{database}.lock")
 
-    def _unusable(self, error: OSError) -> StoreError:
-        return StoreError(
-            f"the lock file {self._path()} can't be used: {error.strerror};"
-            " let the service write to it and its folder, or name another file in the store's URL"
-        )
+def lock_at(url: str) -> StoreLock:
+    """The lock of the store at `url`; nothing is opened yet.
+
+    Raises:
+        StoreError: the URL can't be read, or names a database that is not supported.
+    """
+    parsed = parsed_url(url)
+    if parsed.get_backend_name() == "postgresql":
+        from server.store.postgres_lock import PostgresLock  # noqa: PLC0415 - loaded only where it is used
+
+        return PostgresLock(parsed)
+    from server.store.file_lock import FileLock  # noqa: PLC0415 - the same
+
+    return FileLock(parsed)

@@ -19,8 +19,10 @@ MIGRATIONS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).resolve().paren
 _VERSION = table("alembic_version", column("version_num"))
 
 
-def migrate(connection: Connection, name: str) -> None:
-    """Apply the missing migrations, inside the transaction `connection` is in; `name` is what messages call it.
+def migrate(connection: Connection, name: str, elsewhere: str) -> None:
+    """Apply the missing migrations, inside the transaction `connection` is in.
+
+    `name` is what messages call the database, `elsewhere` how they say to take another.
 
     The transaction must hold the write lock already, so that of two processes that start at once one waits for the
     other, and must be rolled back on any exception.
@@ -34,12 +36,11 @@ def migrate(connection: Connection, name: str) -> None:
     if unknown := current - set(known):
         raise StoreError(
             f"the store {name} was written by a newer version of the service (its schema is {', '.join(unknown)});"
-            " run that version, or name another file in the store's URL"
+            f" run that version, or {elsewhere}"
         )
     if not current and (others := tables - {_VERSION.name}):
         raise StoreError(
-            f"the store {name} is another program's database (it has the table {min(others)});"
-            " name another file in the store's URL"
+            f"the store {name} is another program's database (it has the table {min(others)}); {elsewhere}"
         )
     if current == {known[-1]}:
         return

@@ -29,7 +29,8 @@ def mapping_row(transaction: Transaction, name: str) -> MappingRow:
     Raises:
         MappingNotFoundError: there is none.
     """
-    row = transaction.get(MappingRow, name)
+    # No mapping has U+0000 in its name, and Postgres refuses to look.
+    row = None if "\0" in name else transaction.get(MappingRow, name)
     if row is None:
         raise MappingNotFoundError(name)
     return row

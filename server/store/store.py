@@ -9,7 +9,7 @@ from sqlmodel import Session as Transaction
 from sqlmodel import col, select
 
 from server.store import rows
-from server.store.engine import Database
+from server.store.database import Database, database_at
 from server.store.errors import (
     GenerationChangedError,
     MappingNotPausedError,
@@ -17,7 +17,7 @@ from server.store.errors import (
     StoreUnavailableError,
 )
 from server.store.file_entries import FilePlan, plan_file
-from server.store.location import database_path
+from server.store.location import database_path, parsed_url
 from server.store.migrate import migrate
 from server.store.stored import Actor, ApplyReport, Origin, SessionChange, StoredEvent, StoredMapping
 from server.store.tables import EventRow, FileEntryRow, HeartbeatRow, MappingRow, SessionRow
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from server.core.mapping import Mapping
     from server.core.subscription import Session
+    from server.store.lock import StoreLock
     from server.store.worker import Job
 
 __all__ = ["ApplyReport", "Store", "StoredEvent", "StoredMapping"]
@@ -36,6 +37,8 @@ __all__ = ["ApplyReport", "Store", "StoredEvent", "StoredMapping"]
 CALL_SECONDS = 2.0
 # Opening checks the whole file, and applying may write thousands of mappings; nobody is served meanwhile.
 START_SECONDS = 30.0
+# What is under way may be a connection to a server that does not answer, which can't be interrupted.
+CLOSE_SECONDS = 5.0
 
 Result = TypeVar("Result")
 
@@ -43,17 +46,35 @@ Result = TypeVar("Result")
 class Store:
     """The store at `url`; `client_id_of` tells the effective MQTT client id of a mapping, "" if it has none.
 
+    With a `lock` that is kept in the database, only opening writes while that is not held.
+
     Every call may raise StoreUnavailableError: the store is not open, does not answer within 2 s, or can't be used
-    now. A call that raised changed nothing. A caller that is cancelled does not know whether its change was made.
+    now. A call that raised changed nothing, unless it says that it may have: a server that goes away while it commits
+    leaves that open. A caller that is cancelled does not know whether its change was made.
     """
 
-    def __init__(self, url: str, *, client_id_of: Callable[[Mapping], str]) -> None:
+    def __init__(self, url: str, *, client_id_of: Callable[[Mapping], str], lock: StoreLock | None = None) -> None:
         self._url = url
+        self._lock = lock
         self._client_id_of = client_id_of
         self._open: tuple[Database, Worker] | None = None
         # Rises with every change that was made through this store: what was read at the same revision is still so.
         self.revision = 0
         self.tokens = Tokens(self._read, self._write)
+
+    @property
+    def remote(self) -> bool:
+        """Whether its server may be started later than this process, so that a start waits for it.
+
+        Raises:
+            StoreError: the URL can't be read, or names a database that is not supported.
+        """
+        return parsed_url(self._url).get_backend_name() != "sqlite"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether `open` has succeeded."""
+        return self._open is not None
 
     async def open(self) -> None:
         """Create the database and its folder if missing, check it, and bring it to this version's schema.
@@ -61,17 +82,17 @@ class Store:
         Raises:
             StoreError: it can't be used; the message says why, and what to do.
         """
-        database = Database(database_path(self._url))
-        worker = Worker(database.interrupt)
+        database = database_at(self._url, self._lock)
+        worker = Worker(database.interrupt, database.slow)
 
         def prepare(job: Job) -> None:
             database.create(job)
             with database.transaction(job, writing=True, opening=True) as transaction:
-                migrate(transaction.connection(), database.name)
+                migrate(transaction.connection(), database.name, database.elsewhere)
                 rows.check_mappings(transaction)
                 # The proof that writing works, before anything is promised.
                 transaction.merge(HeartbeatRow(at=datetime.now(UTC)))
-            database.watch_log()
+            database.watch_files()
 
         try:
             await worker.run(prepare, limit=START_SECONDS)
@@ -81,12 +102,14 @@ class Store:
         self._open = database, worker
 
     def exists(self) -> bool:
-        """Whether there is a database already, which `open` would not have to create.
+        """Whether there is a database already, which `open` would not have to create; a server is taken to have it.
 
         Raises:
             StoreError: the URL can't be used.
         """
-        path = database_path(self._url)
+        if self.remote:
+            return True
+        path = database_path(parsed_url(self._url))
         return path is not None and path.exists()
 
     async def close(self) -> None:
@@ -388,6 +411,6 @@ class Store:
 
     async def _shut(self, database: Database, worker: Worker) -> None:
         try:
-            await worker.run(lambda _: database.close(), limit=CALL_SECONDS)
+            await worker.run(lambda _: database.close(), limit=CLOSE_SECONDS)
         finally:
             worker.stop()

@@ -1,4 +1,4 @@
-"""The tables, for SQLite now and Postgres later. A change here needs a migration; a test compares the two."""
+"""The tables, for SQLite and Postgres. A change here needs a migration; a test compares the two."""
 
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -16,7 +16,7 @@ from server.store.stored import Origin, StoredEvent, StoredMapping, StoredToken
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A point in time, UTC, time zone included also where the database forgets it, as SQLite does."""
+    """A point in time, UTC: SQLite forgets the time zone, Postgres gives the session's."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -27,9 +27,11 @@ class UtcDateTime(TypeDecorator[datetime]):
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Give what was read its time zone back."""
+        """Bring what was read to UTC."""
         del dialect
-        return None if value is None else value.replace(tzinfo=UTC)
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def not_understood(what: str, why: str) -> StoreError:

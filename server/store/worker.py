@@ -15,13 +15,21 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+UNKNOWN_OUTCOME = " when the change was being committed, so it may have been made: read it again"
+
 
 class Job:
-    """One call under way; `remaining()` is what it has left, `given_up` says that nobody waits for it any more."""
+    """One call under way; `remaining()` is what it has left, `given_up` says that nobody waits for it any more.
 
-    def __init__(self, limit: float) -> None:
+    `committing` says that its change is on its way to a server, so that it may be made although nobody waits.
+    `advice` is what to check if it takes too long.
+    """
+
+    def __init__(self, limit: float, advice: str) -> None:
         self.limit = limit
         self.given_up = False
+        self.committing = False
+        self._advice = advice
         self._deadline = time.monotonic() + limit
 
     def remaining(self) -> float:
@@ -30,20 +38,21 @@ class Job:
 
     def timed_out(self) -> StoreUnavailableError:
         """The error of a call that took too long."""
-        return StoreUnavailableError(
-            f"the store did not answer within {self.limit:g} s; check its disk, and that nothing else holds it locked"
-        )
+        doubt = UNKNOWN_OUTCOME if self.committing else ""
+        return StoreUnavailableError(f"the store did not answer within {self.limit:g} s{doubt}; {self._advice}")
 
 
 class Worker:
     """Runs jobs one after the other in a thread of its own.
 
-    `interrupt` must make whatever the thread is doing in the database fail soon; it is called from another thread.
+    `interrupt` must make whatever the thread is doing in the database fail soon; it is called from another thread, and
+    must not wait. `advice` is what to check if that is needed.
     """
 
-    def __init__(self, interrupt: Callable[[], None]) -> None:
+    def __init__(self, interrupt: Callable[[], None], advice: str) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._interrupt = interrupt
+        self._advice = advice
         self._lock = threading.Lock()
         self._running: Job | None = None
 
@@ -55,7 +64,7 @@ class Worker:
         Raises:
             StoreUnavailableError: it took longer; the work is interrupted and must not commit.
         """
-        job = Job(limit)
+        job = Job(limit, self._advice)
         future = asyncio.wrap_future(self._executor.submit(self._perform, job, work))
         try:
             await asyncio.wait({future}, timeout=limit)

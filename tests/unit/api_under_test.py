@@ -97,8 +97,10 @@ class Api:
 
 
 @asynccontextmanager
-async def api_under_test(folder: Path, **options: Any) -> AsyncIterator[Api]:
-    store = Store(f"sqlite:///{folder}/store.db", client_id_of=client_id_of)
+async def api_under_test(place: Path | str, **options: Any) -> AsyncIterator[Api]:
+    """Serve the API with an empty store at this URL, or in SQLite in this folder."""
+    url = place if isinstance(place, str) else f"sqlite:///{place}/store.db"
+    store = Store(url, client_id_of=client_id_of)
     await store.open()
     runtime = FakeRuntime()
     settings: dict[str, Any] = {"ready_strict": False, "loopback_only": False, "metrics": lambda: b"m 1\n"} | options

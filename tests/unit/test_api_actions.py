@@ -11,12 +11,11 @@ from tests.unit.api_under_test import MAPPINGS, Api, api_under_test, problem
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 
 @pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    async with api_under_test(tmp_path) as running:
+async def api(database_url: str) -> AsyncIterator[Api]:
+    async with api_under_test(database_url) as running:
         yield running
 
 

@@ -17,7 +17,6 @@ from tests.unit.api_under_test import MAPPINGS, Api, api_under_test, document, p
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 JSON = {"content-type": "application/json"}
 BODIES = [("POST", MAPPINGS), ("POST", f"{MAPPINGS}/validate"), ("PUT", f"{MAPPINGS}/plant")]
@@ -25,8 +24,8 @@ BODIES += [("PATCH", f"{MAPPINGS}/plant"), ("POST", "/api/v1/preview")]
 
 
 @pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    async with api_under_test(tmp_path) as running:
+async def api(database_url: str) -> AsyncIterator[Api]:
+    async with api_under_test(database_url) as running:
         yield running
 
 

@@ -180,6 +180,7 @@ class FakeService:
     def __init__(self, end: str) -> None:
         self.end = end
         self.crashed = False
+        self.refused: StoreError | None = None
         self.on_crash: Callable[[], None] = lambda: None
 
         async def api(scope: Any, receive: Any, send: Any) -> None:  # uvicorn wants a plain function
@@ -221,6 +222,19 @@ def test_asked_to_end_is_0_and_everything_else_is_1(
     _config(tmp_path)
     monkeypatch.setenv("MKF_PORT", "0")
     assert _run("serve").exit_code == code
+
+
+def test_a_store_that_turns_out_to_be_unusable_while_it_is_waited_for_exits_2(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    service = FakeService("crash")
+    service.refused = StoreError("the store is another program's database")
+    monkeypatch.setattr(app_module, "Service", lambda *_: service)
+    _config(tmp_path)
+    monkeypatch.setenv("MKF_PORT", "0")
+    result = _run("serve")
+    assert result.exit_code == 2
+    assert "another program's database" in result.stderr
 
 
 @pytest.mark.parametrize(("host", "written"), [("127.0.0.1", "http://127.0.0.1:"), ("::1", "http://[::1]:")])

@@ -53,10 +53,18 @@ def test_a_client_certificate_needs_its_key() -> None:
         _mqtt(tls={"ca_cert": "ca", "client_cert": "c"})
 
 
-@pytest.mark.parametrize("fields", [{"client_id": "a\0"}, {"credentials": {"username": "a\0"}}])
+@pytest.mark.parametrize(
+    "fields", [{"client_id": "a\0"}, {"client_id": "c" * 1_025}, {"credentials": {"username": "a\0"}}]
+)
 def test_text_that_mqtt_cannot_carry_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="null character"):
         _mqtt(**fields)
+
+
+def test_a_client_id_has_a_limit() -> None:
+    assert _mqtt(client_id="c" * 1_024).client_id
+    with pytest.raises(ValidationError, match="a client id may have at most 1024 bytes, this one has 1025"):
+        _mqtt(client_id="c" * 1_025)
 
 
 def test_secrets_do_not_show() -> None:

@@ -73,6 +73,10 @@ def test_the_client_id_is_the_mappings_own_or_made_from_the_connections(
         ({"mqtt": {"topic": "a", "receive_maximum": 65_535}}, "less than or equal to 65534"),
         ({"mqtt": {"topic": "a", "client_id": "a\0"}}, "a client id must not contain the null character"),
         ({"mqtt": {"topic": "a", "client_id": "ü" * 32_768}}, "a client id may have at most 65535 bytes"),
+        (
+            {"mqtt": {"topic": "a", "client_id": "c" * 1_025}},
+            "a client id may have at most 1024 bytes, this one has 1025",
+        ),
         ({"kafka": {"topic": "a/b"}}, "may only contain ASCII"),
         ({"kafka": {"topic": "k", "key": "{payload}"}}, "unknown placeholder"),
         ({"kafka": {"topic": "k", "key": "\ud800"}}, "valid Unicode"),

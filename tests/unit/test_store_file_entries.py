@@ -16,7 +16,6 @@ from server.store.stored import ApplyReport, SessionChange
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 Entry = tuple[Mapping, str]
 
@@ -39,8 +38,8 @@ async def names(store: Store) -> list[str]:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    store = Store(f"sqlite:///{tmp_path}/store.db", client_id_of=lambda spec: spec.client_id("base"))
+async def store(database_url: str) -> AsyncIterator[Store]:
+    store = Store(database_url, client_id_of=lambda spec: spec.client_id("base"))
     await store.open()
     yield store
     await store.close()

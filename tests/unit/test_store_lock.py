@@ -11,39 +11,39 @@ from pathlib import Path
 import pytest
 
 from server.store.errors import StoreError
-from server.store.lock import StoreLock
+from server.store.lock import lock_at
 
 _HOLD = (
-    "import sys; from server.store.lock import StoreLock;"
-    "lock = StoreLock(sys.argv[1]); print(lock.try_acquire(), flush=True); sys.stdin.read()"
+    "import asyncio, sys; from server.store.lock import lock_at;"
+    "lock = lock_at(sys.argv[1]); print(asyncio.run(lock.try_acquire()), flush=True); sys.stdin.read()"
 )
 
 
-def test_only_one_holds_the_lock_until_it_is_released(tmp_path: Path) -> None:
+async def test_only_one_holds_the_lock_until_it_is_released(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/new/store.db"
-    first, second = StoreLock(url), StoreLock(url)
-    assert first.try_acquire()
-    assert first.try_acquire(), "asking again changes nothing"
-    assert not second.try_acquire()
-    assert second.holder().startswith(f"pid {os.getpid()} on ")
-    first.release()
-    assert second.try_acquire()
-    second.release()
-    second.release()
+    first, second = lock_at(url), lock_at(url)
+    assert await first.try_acquire()
+    assert await first.try_acquire(), "asking again changes nothing"
+    assert not await second.try_acquire()
+    assert (await second.holder()).startswith(f"pid {os.getpid()} on ")
+    await first.release()
+    assert await second.try_acquire()
+    await second.release()
+    await second.release()
 
 
-def test_two_names_of_one_file_are_one_lock(tmp_path: Path) -> None:
+async def test_two_names_of_one_file_are_one_lock(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "data")
     (tmp_path / "data").mkdir()
-    lock = StoreLock(f"sqlite:///{tmp_path}/data/store.db")
-    assert lock.try_acquire()
-    assert not StoreLock(f"sqlite:///{tmp_path}/link/store.db").try_acquire()
-    lock.release()
+    lock = lock_at(f"sqlite:///{tmp_path}/data/store.db")
+    assert await lock.try_acquire()
+    assert not await lock_at(f"sqlite:///{tmp_path}/link/store.db").try_acquire()
+    await lock.release()
 
 
-def test_the_death_of_the_holder_frees_the_lock(tmp_path: Path) -> None:
+async def test_the_death_of_the_holder_frees_the_lock(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/store.db"
-    lock = StoreLock(url)
+    lock = lock_at(url)
     with subprocess.Popen(
         [sys.executable, "-c", _HOLD, url],
         stdin=subprocess.PIPE,
@@ -53,38 +53,38 @@ def test_the_death_of_the_holder_frees_the_lock(tmp_path: Path) -> None:
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "True\n"
-        assert not lock.try_acquire()
-        assert lock.holder().startswith(f"pid {holder.pid} on ")
+        assert not await lock.try_acquire()
+        assert (await lock.holder()).startswith(f"pid {holder.pid} on ")
         holder.send_signal(signal.SIGKILL)
         holder.wait()
-    assert lock.try_acquire()
-    lock.release()
+    assert await lock.try_acquire()
+    await lock.release()
 
 
-def test_a_store_in_memory_is_always_ours() -> None:
-    first, second = StoreLock("sqlite://"), StoreLock("sqlite://")
-    assert first.try_acquire()
-    assert second.try_acquire()
-    assert f"pid {os.getpid()}" in second.holder()
-    first.release()
+async def test_a_store_in_memory_is_always_ours() -> None:
+    first, second = lock_at("sqlite://"), lock_at("sqlite://")
+    assert await first.try_acquire()
+    assert await second.try_acquire()
+    assert f"pid {os.getpid()}" in await second.holder()
+    await first.release()
 
 
-def test_a_lock_file_that_is_gone_has_no_known_holder(tmp_path: Path) -> None:
-    assert StoreLock(f"sqlite:///{tmp_path}/store.db").holder() == "another process"
+async def test_a_lock_file_that_is_gone_has_no_known_holder(tmp_path: Path) -> None:
+    assert await lock_at(f"sqlite:///{tmp_path}/store.db").holder() == "another process"
 
 
-def test_a_lock_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+async def test_a_lock_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "store.db.lock").mkdir()
     with pytest.raises(StoreError, match=r"store\.db\.lock can't be used: Is a directory"):
-        StoreLock(f"sqlite:///{tmp_path}/store.db").try_acquire()
+        await lock_at(f"sqlite:///{tmp_path}/store.db").try_acquire()
 
 
-def test_a_file_system_without_locks_is_an_error_and_not_a_busy_lock(
+async def test_a_file_system_without_locks_is_an_error_and_not_a_busy_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_locks(_file: int, _operation: int) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr("server.store.lock.fcntl.flock", no_locks)
+    monkeypatch.setattr("server.store.file_lock.fcntl.flock", no_locks)
     with pytest.raises(StoreError, match="No locks available"):
-        StoreLock(f"sqlite:///{tmp_path}/store.db").try_acquire()
+        await lock_at(f"sqlite:///{tmp_path}/store.db").try_acquire()

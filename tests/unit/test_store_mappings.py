@@ -22,7 +22,6 @@ from server.store.tables import MappingRow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 
 def mapping(name: str = "demo", *, client_id: str | None = None, **fields: Any) -> Mapping:
@@ -35,8 +34,8 @@ def pause(spec: Mapping) -> Mapping:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    store = Store(f"sqlite:///{tmp_path}/store.db", client_id_of=lambda spec: spec.client_id("base"))
+async def store(database_url: str) -> AsyncIterator[Store]:
+    store = Store(database_url, client_id_of=lambda spec: spec.client_id("base"))
     await store.open()
     yield store
     await store.close()
@@ -51,10 +50,10 @@ async def test_a_created_mapping_is_found_again_with_generation_1(store: Store) 
     assert await store.mapping("demo") == created
 
 
-async def test_what_is_stored_survives_a_restart(store: Store, tmp_path: Path) -> None:
+async def test_what_is_stored_survives_a_restart(store: Store, database_url: str) -> None:
     created = await store.create(mapping())
     await store.close()
-    again = Store(f"sqlite:///{tmp_path}/store.db", client_id_of=lambda spec: spec.client_id("base"))
+    again = Store(database_url, client_id_of=lambda spec: spec.client_id("base"))
     await again.open()
     assert await again.mappings() == [created]
     await again.close()
@@ -167,8 +166,8 @@ async def test_of_two_changes_of_the_same_generation_one_wins(store: Store) -> N
     assert len(await store.events(limit=10)) == 2
 
 
-async def test_two_processes_worth_of_stores_see_each_others_generations(store: Store, tmp_path: Path) -> None:
-    other = Store(f"sqlite:///{tmp_path}/store.db", client_id_of=lambda spec: spec.client_id("base"))
+async def test_two_processes_worth_of_stores_see_each_others_generations(store: Store, database_url: str) -> None:
+    other = Store(database_url, client_id_of=lambda spec: spec.client_id("base"))
     await other.open()
     await store.create(mapping())
     outcomes = await asyncio.gather(

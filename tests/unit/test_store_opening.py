@@ -373,7 +373,8 @@ async def test_a_fresh_file_that_another_program_has_locked_is_waited_for(
     [
         ("store.db", "can't be read"),
         ("", "can't be read"),
-        ("postgresql://mkf:secret@db/mkf", "Postgres, which is not supported yet"),
+        ("postgresql+asyncpg://mkf:secret@db/mkf", r"'postgresql\+asyncpg', which is not supported"),
+        ("postgresql://mkf:secret@db", "names no database"),
         ("mysql://mkf:secret@db/mkf", "'mysql', which is not supported"),
         ("sqlite+aiosqlite:///store.db", r"'sqlite\+aiosqlite', which is not supported"),
         ("sqlite:///store.db?mode=ro", r"options .* not supported \(mode\)"),

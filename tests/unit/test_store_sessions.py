@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import string
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,6 @@ from server.store.stored import SessionChange
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 SESSION = Session(
     client_id="base-demo",
@@ -33,9 +34,9 @@ def mapping(name: str = "demo", client_id: str | None = None) -> Mapping:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
+async def store(database_url: str) -> AsyncIterator[Store]:
     """A store without mappings, where rows of sessions have to claim what they want."""
-    store = Store(f"sqlite:///{tmp_path}/store.db", client_id_of=lambda spec: spec.client_id("base"))
+    store = Store(database_url, client_id_of=lambda spec: spec.client_id("base"))
     await store.open()
     yield store
     await store.close()
@@ -162,3 +163,13 @@ async def test_the_file_takes_back_a_session_of_a_mapping_it_renames(store: Stor
     await save(store, replace(SESSION, client_id="c", mapping="old"))
     await store.apply_file([(mapping("new", client_id="c"), "2")], prune=True)
     assert await store.session("c") == replace(SESSION, client_id="c", mapping="new", clean_start=True)
+
+
+async def test_the_longest_client_id_there_can_be_is_kept(store: Store) -> None:
+    # Nothing that could be compressed.
+    draw = random.Random(1)  # noqa: S311 - not a secret
+    base = "".join(draw.choices(string.ascii_letters + string.digits, k=1_024))
+    name = "".join(chr(draw.randrange(0x10000, 0x20000)) for _ in range(128))
+    session = replace(SESSION, client_id=f"{base}-{name}", mapping=name)
+    await save(store, session)
+    assert await store.session(session.client_id) == session

@@ -20,6 +20,7 @@ from server.runtime.forwarder import Forwarder
 from server.runtime.supervisor import MAPPING_BYTES, Supervisor
 from server.store.errors import StoreUnavailableError
 from server.store.store import Store
+from server.store.stored import SessionChange
 from tests.fakekafka import CONFIRM, STALL, FakeKafka
 from tests.fakemqtt import AWAY, FakeMessage, FakeMqtt
 from tests.virtualtime import in_virtual_time, now, settled, until
@@ -84,14 +85,14 @@ async def supervising(
         await store.open()
         cluster = Cluster("kafka:9092", translate({}))
         supervisor = Supervisor(store, mqtt.broker(), cluster, memory_budget=budget)
-        task = asyncio.create_task(supervisor.run())
+        plant = Plant(mqtt, kafka, store, supervisor, asyncio.create_task(supervisor.run()))
         try:
             if wait:
                 await until(lambda: supervisor.health().started)
-            yield Plant(mqtt, kafka, store, supervisor, task)
+            yield plant
         finally:
-            task.cancel()
-            await asyncio.wait([task])
+            plant.task.cancel()
+            await asyncio.wait([plant.task])
             await supervisor.shutdown()
             await store.close()
             assert mqtt.open == []
@@ -640,3 +641,31 @@ async def test_a_drain_that_hangs_is_cut_off(
         assert now() - at < 5
         assert "drain_too_slow" in [entry["event"] for entry in logs]
         mqtt.hang_in = ""
+
+
+@in_virtual_time
+async def test_what_stands_down_drains_forgets_and_begins_again_with_what_the_store_says_then(
+    tmp_path: Path, mqtt: FakeMqtt, kafka: FakeKafka
+) -> None:
+    async with supervising(tmp_path, mqtt, kafka) as plant:
+        supervisor = plant.supervisor
+        await plant.create("a")
+        await plant.create("b")
+        await plant.reach("a", State.RUNNING)
+        await plant.reach("b", State.RUNNING)
+        plant.task.cancel()
+        await asyncio.wait([plant.task])
+        await supervisor.stand_down("another process has it")
+        health = supervisor.health()
+        assert (health.started, health.waiting_for) == (False, "another process has it")
+        assert (health.stuck, health.not_running) == ((), ())
+        assert mqtt.open == []
+        assert kafka.open_producers == 0
+        # What the other process does meanwhile.
+        await plant.store.delete("a", expected=None)
+        await plant.store.write_sessions([SessionChange("base-a", None)])
+        plant.task = asyncio.create_task(supervisor.run())
+        await until(lambda: supervisor.health().started)
+        await plant.reach("b", State.RUNNING)
+        assert [each.name for each in supervisor.forwarders()] == ["b"]
+        assert supervisor.health().waiting_for is None

@@ -13,14 +13,15 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import StaticPool
 from sqlmodel import Session
 
+from server.store.database import Database
 from server.store.errors import StoreError, StoreUnavailableError
-from server.store.location import FileIdentity, check_same, check_space, create_file, identity
+from server.store.location import FileIdentity, check_same, check_space, create_file, database_path, identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import URL, Connection, Engine
 
     from server.store.worker import Job
 
@@ -48,11 +49,14 @@ _MEANINGS: dict[str, tuple[bool, str]] = {
 }
 
 
-class Database:
-    """One connection to one SQLite file, or to a database in memory if `path` is None. For one thread at a time."""
+class SqliteDatabase(Database):
+    """One connection to the SQLite file that `url` names, or to a database in memory."""
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    elsewhere = "name another file in the store's URL"
+    slow = "check its disk, and that nothing else holds it locked"
+
+    def __init__(self, url: URL) -> None:
+        self._path = database_path(url)
         self._opened: dict[Path, FileIdentity] = {}
         self._connection: sqlite3.Connection | None = None
         self._job: Job | None = None
@@ -98,7 +102,7 @@ class Database:
                 if job.given_up:
                     raise job.timed_out()
 
-    def watch_log(self) -> None:
+    def watch_files(self) -> None:
         """From now on notice also that the write-ahead log was removed or replaced; it exists after the first write."""
         if self._path is not None:
             log = self._path.with_name(f"{self._path.name}-wal")
@@ -191,7 +195,7 @@ class Database:
         return kind(f"the store {self.name} {meaning} ({error})")
 
 
-def _engine(database: Database) -> Engine:
+def _engine(database: SqliteDatabase) -> Engine:
     engine = create_engine("sqlite://", creator=database.connect, poolclass=StaticPool)
     event.listen(engine, "begin", database.begin)
     return engine
