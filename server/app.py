@@ -81,7 +81,9 @@ class Service:
             gate=self._gate,
             ready_strict=settings.ready_strict,
             loopback_only=is_loopback(settings.host),
-            metrics=Metrics(self._supervisor, version=own_version, seed_names=settings.seed_metrics).exposition,
+            metrics=Metrics(
+                self._supervisor, version=own_version, seed_names=settings.seed_metrics, refusals=self._gate.refusals
+            ).exposition,
             metrics_protected=settings.metrics_auth,
             version=own_version,
             lifespan=self._lifespan,

@@ -91,6 +91,8 @@ class Gate:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.warnings = (OPEN_WARNING,) if opening is Opening.ALWAYS else ()
+        # How many requests were refused, by reason.
+        self.refusals = dict.fromkeys(("missing", "malformed", "unknown", "expired", "revoked", "limited"), 0)
         self._tokens = tokens
         self._opening = opening
         self._admin = admin
@@ -136,6 +138,7 @@ class Gate:
         if await self._open(arrived):
             return ANYBODY
         if header is None:
+            self.refusals["missing"] += 1
             raise ProblemError("unauthenticated", headers={"www-authenticate": _CHALLENGE})
         try:
             token_hash = hash_of(bearer(header))
@@ -232,7 +235,9 @@ class Gate:
     def _refusal(self, address: str, reason: str, detail: str, *, token: str | None = None) -> ProblemError:
         now = self._clock()
         if wait := self._attempts.wait(address, now):
+            self.refusals["limited"] += 1
             return ProblemError("too-many-attempts", headers={"retry-after": str(math.ceil(wait))})
+        self.refusals[reason] += 1
         self._attempts.failed(address, now)
         limited = self._attempts.wait(address, now) > 0
         _log.warning("authentication_failed", address=address, reason=reason, token=token, limited=limited)

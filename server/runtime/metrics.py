@@ -13,6 +13,7 @@ from server.runtime.seed_metrics import SeedCollector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from collections.abc import Mapping as Lookup
 
     from prometheus_client.metrics_core import Metric
 
@@ -94,12 +95,32 @@ class SupervisorCollector:
         yield GaugeMetricFamily("mkf_store_up", "1 while the store answers", value=health.store_error is None)
 
 
-class Metrics:
-    """The registry of one supervisor; with `seed_names` also what the seed called its metrics."""
+class RefusalsCollector:
+    """Collects how many requests to the API were refused for want of a good token, by reason."""
 
-    def __init__(self, supervisor: Supervisor, *, version: str, seed_names: bool) -> None:
+    def __init__(self, refusals: Lookup[str, int]) -> None:
+        self._refusals = refusals
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the counters."""
+        refused = CounterMetricFamily("mkf_api_refused", "Requests without a good token", labels=["reason"])
+        for reason, count in self._refusals.items():
+            refused.add_metric([reason], count)
+        yield refused
+
+
+class Metrics:
+    """The registry of one supervisor; with `seed_names` also what the seed called its metrics.
+
+    `refusals` says how many requests the API has refused, by reason.
+    """
+
+    def __init__(
+        self, supervisor: Supervisor, *, version: str, seed_names: bool, refusals: Lookup[str, int] | None = None
+    ) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(SupervisorCollector(supervisor))
+        self._registry.register(RefusalsCollector({} if refusals is None else refusals))
         if seed_names:
             self._registry.register(SeedCollector(supervisor))
         Info("mkf_build", "Which build this is", registry=self._registry).info({"version": version})

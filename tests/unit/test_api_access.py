@@ -204,6 +204,18 @@ async def test_what_is_public_needs_no_token_and_minds_none(guarded: Guarded) ->
             assert (await guarded.call(route, kind)).status_code in {200, 307}, route
 
 
+async def test_while_the_store_is_away_a_token_known_before_works_and_nothing_opens(guarded: Guarded) -> None:
+    preview = ("POST", f"{V1}/preview")
+    assert (await guarded.call(preview, "read")).status_code == 200
+    await guarded.api.store.close()
+    assert (await guarded.call(preview, "read")).status_code == 200
+    for route in PROTECTED:
+        for kind in BAD:
+            guarded.allow_failures()
+            assert (await guarded.call(route, kind)).status_code in {401, 503}, (route, kind)
+    problem(await guarded.call(preview, "wrong"), 503, "store-unavailable")
+
+
 async def test_metrics_are_public_unless_they_shall_not_be(tmp_path: Path) -> None:
     async with api_under_test(tmp_path) as api:
         await api.store.tokens.create("a", Scope.READ, expires_at=None, actor="cli")

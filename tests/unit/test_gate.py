@@ -14,6 +14,7 @@ from server.api.admin_token import AccessError, AdminToken
 from server.api.gate import ANYBODY, ENVIRONMENT, Caller, Gate, Opening
 from server.api.problems import ProblemError
 from server.core.tokens import Scope, hash_of
+from server.runtime.metrics import RefusalsCollector
 from server.store.errors import StoreUnavailableError
 from server.store.stored import StoredToken
 from server.tasks import ended
@@ -270,6 +271,19 @@ async def test_failures_are_limited_for_each_address_and_good_tokens_never_are()
     assert (await scene.refusal(None)).slug == "unauthenticated", "no token is no attempt"
     scene.time += 6
     assert (await scene.refusal("wrong")).slug == "unauthenticated"
+
+
+async def test_refusals_are_counted_by_their_reason() -> None:
+    scene = Scene(opening=Opening.NEVER)
+    scene.add(1, seconds=1)
+    scene.add(2)
+    scene.revoke(2)
+    for secret in (None, "a b", "wrong", SECRETS[1], SECRETS[2], SECRETS[2], *["wrong"] * 6):
+        await scene.refusal(secret)
+    counts = {"missing": 1, "malformed": 1, "unknown": 6, "expired": 1, "revoked": 2, "limited": 1}
+    assert scene.gate.refusals == counts
+    (family,) = RefusalsCollector(scene.gate.refusals).collect()
+    assert {sample.labels["reason"]: sample.value for sample in family.samples} == counts
 
 
 async def test_a_limited_address_gets_in_by_a_new_token_within_a_second() -> None:
