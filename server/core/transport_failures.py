@@ -104,6 +104,12 @@ def no_tls(address: str, what: str) -> Reason:
     )
 
 
+def tls_hung_up(address: str, *, shows_certificate: bool) -> Reason:
+    """The broker closed the connection in the handshake, without an alert that says why."""
+    hint = "" if shows_certificate else ", unless it wants a client certificate (mqtt.tls.client_cert)"
+    return no_tls(address, f"it closed the connection in the handshake{hint}")
+
+
 def tls_files(key: str, files: str, what: str) -> Reason:
     """A file that `mqtt.tls` names can't be used; `key` is the setting, or several."""
     return Reason("mqtt_tls_files", f"{key} ({files}) can't be used: {what}; mended files are taken up by themselves")

@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from typing import TYPE_CHECKING, Any
 
-from server.core.transport_failures import no_tls
+from server.core.transport_failures import no_tls, tls_hung_up
 from server.mqtt.port import ConnectionEndedError, Ended
 from server.mqtt.tls import Contexts, is_end, reason_of
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from server.core.connections import MqttConnection
+    from server.core.lifecycle import Reason
 
 # Less than a connection gets in all (connection.CONNECT_TIMEOUT_SECONDS), so that this is what is reported.
 HANDSHAKE_SECONDS = 8.0
@@ -69,17 +70,18 @@ class Dialer:
                 ssl_shutdown_timeout=SHUTDOWN_SECONDS,
             )
         except ssl.SSLError as error:
-            reason = no_tls(broker.address, _CLOSED) if is_end(error) else reason_of(error, broker)
+            reason = _hung_up(broker) if is_end(error) else reason_of(error, broker)
             raise ConnectionEndedError(Ended(reason)) from error
         except (ConnectionResetError, BrokenPipeError) as error:
-            raise ConnectionEndedError(Ended(no_tls(broker.address, _CLOSED))) from error
+            raise ConnectionEndedError(Ended(_hung_up(broker))) from error
         except ConnectionAbortedError as error:  # how asyncio says that the handshake took too long
             silence = f"it did not answer within {HANDSHAKE_SECONDS:g} s"
             raise ConnectionEndedError(Ended(no_tls(broker.address, silence))) from error
         transport.set_read_buffer_limits(*_ENCRYPTED_BYTES)  # type: ignore[attr-defined] # only transports of TLS have it
 
 
-_CLOSED = "it closed the connection in the handshake"
+def _hung_up(broker: MqttConnection) -> Reason:
+    return tls_hung_up(broker.address, shows_certificate=broker.tls is not None and broker.tls.client_cert is not None)
 
 
 def _websocket_module() -> Any:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import socket
+import ssl
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from server.core.connections import MqttTls
+from server.mqtt import dial
+from server.mqtt import tls as tls_module
 from server.mqtt.port import ConnectionEndedError, SubscriptionRefusedError
+from server.mqtt.tls import ssl_context
+from tests.brokers import MqttBroker
 from tests.brokers.secure import KINDS, WITH_CERTIFICATE, Authority, PemFiles, SecureMosquitto
 from tests.devices import publish
 from tests.eachloop import on_each_loop
 from tests.integration.test_mqtt_5 import Collector, Version, ended, numbered, request, subscriptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from server.core.lifecycle import Reason
     from server.mqtt.port import Ended, SessionRequest
@@ -216,6 +225,120 @@ async def test_a_file_with_something_else_in_it_is_named(version: Version, broke
     reason = await refused(version, request(broker, **broker.mqtt("tls", ca_cert=__file__)))
     assert reason.code == "mqtt_tls_files"
     assert f"mqtt.tls.ca_cert ({__file__}) can't be used: it holds no certificate" in reason.detail
+
+
+# --- the handshake ----------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def shaking_hands(context: ssl.SSLContext) -> AsyncIterator[tuple[MqttBroker, list[Any]]]:
+    """A server that speaks TLS as the test wants it, with one client, and closes; the list has version and ALPN agreed.
+
+    It blocks in a thread of its own: asyncio's servers fail a handshake without a word.
+    """
+    agreed: list[Any] = []
+
+    def serve(listening: socket.socket) -> None:
+        end, _ = listening.accept()
+        end.settimeout(10)
+        with end, contextlib.suppress(OSError), context.wrap_socket(end, server_side=True) as shaken:
+            agreed.append((shaken.version(), shaken.selected_alpn_protocol()))
+            shaken.recv(1_000)
+            shaken.unwrap()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(10)
+        serving = asyncio.ensure_future(asyncio.to_thread(serve, listening))
+        yield MqttBroker(*listening.getsockname()), agreed
+        await serving
+
+
+def server_context(files: PemFiles) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.cert, files.key)
+    return context
+
+
+@on_each_loop
+async def test_the_name_and_the_protocols_that_are_asked_for_are_what_the_settings_say(
+    version: Version, authority: Authority
+) -> None:
+    context = server_context(authority.issue("aws", "iot.example.org"))
+    context.set_alpn_protocols(["http/1.1", "x-amzn-mqtt-ca"])
+    names: list[str | None] = []
+    context.sni_callback = lambda _, name, __: names.append(name)
+    tls = {"ca_cert": str(authority.ca_cert), "server_name": "iot.example.org", "alpn": ["x-amzn-mqtt-ca"]}
+    async with shaking_hands(context) as (broker, agreed):
+        assert (await refused(version, request(broker, tls=tls))).code == "mqtt_unanswered"
+        assert names == ["iot.example.org"]
+        assert agreed == [("TLSv1.3", "x-amzn-mqtt-ca")]
+
+
+@on_each_loop
+async def test_without_a_name_the_host_is_asked_for_and_no_protocol(version: Version, authority: Authority) -> None:
+    context = server_context(authority.issue("local", "localhost"))
+    context.set_alpn_protocols(["http/1.1"])
+    names: list[str | None] = []
+    context.sni_callback = lambda _, name, __: names.append(name)
+    async with shaking_hands(context) as (broker, agreed):
+        to = request(broker, host="localhost", tls={"ca_cert": str(authority.ca_cert)})
+        assert (await refused(version, to)).code == "mqtt_unanswered"
+        assert names == ["localhost"]
+        assert agreed == [("TLSv1.3", None)]
+
+
+@on_each_loop
+async def test_a_broker_with_tls_1_2_that_wants_a_certificate_is_hinted_at(
+    version: Version, authority: Authority
+) -> None:
+    context = server_context(authority.issue("old", "127.0.0.1"))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(authority.ca_cert)
+    async with shaking_hands(context) as (broker, _):
+        reason = await refused(version, request(broker, tls={"ca_cert": str(authority.ca_cert)}))
+    assert reason.code == "mqtt_tls"
+    assert "it wants a client certificate" in reason.detail
+
+
+@on_each_loop
+async def test_nothing_in_common_is_told(version: Version, authority: Authority) -> None:
+    context = server_context(authority.issue("old", "127.0.0.1"))
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    own = ssl_context(MqttTls(ca_cert=str(authority.ca_cert)))
+    own.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tls_module, "ssl_context", lambda _: own)
+        async with shaking_hands(context) as (broker, _):
+            reason = await refused(version, request(broker, tls=True))
+    assert reason.code == "mqtt_tls"
+    assert "PROTOCOL_VERSION" in reason.detail
+
+
+@on_each_loop
+async def test_a_server_that_says_nothing_in_the_handshake_is_given_up(version: Version) -> None:
+    with pytest.MonkeyPatch.context() as patch, socket.create_server(("127.0.0.1", 0)) as listening:
+        patch.setattr(dial, "HANDSHAKE_SECONDS", 0.3)
+        reason = await refused(version, request(MqttBroker(*listening.getsockname()), tls=True))
+    assert reason.code == "mqtt_no_tls"
+    assert "it did not answer within 0.3 s" in reason.detail
+
+
+@on_each_loop
+async def test_a_connect_cancelled_in_the_handshake_leaves_nothing_behind(version: Version) -> None:
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setblocking(False)
+        before = asyncio.all_tasks()
+        connecting = asyncio.ensure_future(refused(version, request(MqttBroker(*listening.getsockname()), tls=True)))
+        end, _ = await loop.sock_accept(listening)
+        with end:
+            assert await loop.sock_recv(end, 10_000)
+            connecting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await connecting
+            assert await loop.sock_recv(end, 1) == b""
+        assert asyncio.all_tasks() == before
 
 
 # --- another protocol on the port ------------------------------------------------------------------------------------

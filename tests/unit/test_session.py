@@ -248,6 +248,16 @@ async def test_without_a_client_id_there_is_no_row_and_every_connection_starts_c
         assert bench.tally.sessions_lost == 0
 
 
+@in_virtual_time
+async def test_a_certificate_that_is_not_checked_is_warned_of(mqtt: FakeMqtt) -> None:
+    async with running(mqtt, broker={"tls": {"insecure_skip_verify": True}}) as bench:
+        await bench.ready()
+        assert any("certificate is not checked" in warning for warning in bench.session.warnings)
+    async with running(mqtt, broker={"tls": True}) as bench:
+        await bench.ready()
+        assert not bench.session.warnings
+
+
 # --- coming back ------------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from server.core.transport_failures import (
     foreign_answer,
     no_tls,
     tls_files,
+    tls_hung_up,
     tls_reason,
     unanswered,
     websocket_protocol,
@@ -105,6 +106,8 @@ def test_a_refused_websocket_names_status_path_and_what_to_do(status: int, locat
 
 def test_the_others_say_what_happened_and_where() -> None:
     assert "it hung up; check mqtt.port" in no_tls(ADDRESS, "it hung up").detail
+    assert "mqtt.tls.client_cert" in tls_hung_up(ADDRESS, shows_certificate=False).detail
+    assert "mqtt.tls.client_cert" not in tls_hung_up(ADDRESS, shows_certificate=True).detail
     assert "mqtt.tls.ca_cert (ca.pem) can't be used: gone" in tls_files("mqtt.tls.ca_cert", "ca.pem", "gone").detail
     assert "mqtt.tls.client_cert" in unanswered(ADDRESS, is_tls=True).detail
     assert "TLS (mqtt.tls)" in unanswered(ADDRESS, is_tls=False).detail
