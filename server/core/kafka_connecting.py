@@ -95,8 +95,8 @@ def handshake_cut(attempt: Attempt) -> Reason:
 def _no_tls(attempt: Attempt) -> Reason:
     return Reason(
         "kafka_security_protocol",
-        f"Kafka at {attempt.server} does not answer in TLS; is it a listener without? security.protocol is "
-        f"{attempt.protocol.lower()}",
+        f"Kafka at {attempt.server} does not answer in TLS; is it a listener without, or a proxy that does not reach "
+        f"Kafka? security.protocol is {attempt.protocol.lower()}",
     )
 
 

@@ -75,7 +75,7 @@ class SecuredKafka(Kafka):
             folder,
             config=self._settings(folder, broker, controller),
             ports=(broker, controller),
-            heap="512m",
+            heap="320m",
             java_options=(
                 "-XX:TieredStopAtLevel=1",  # it is up sooner, and nobody measures it
                 f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={(folder / 'jwks.json').as_uri()}",

@@ -218,6 +218,18 @@ async def test_with_a_clients_certificate(site: Site) -> None:
         await writing.well()
 
 
+async def test_with_everything_given_as_text(site: Site) -> None:
+    site.kafka.grant(site.user, site.topic)
+    files = site.kafka.client_files(site.folder, site.user)
+    texts = {
+        "ssl.ca.pem": site.kafka.ca.read_text(),
+        "ssl.certificate.pem": files.certificate.read_text(),
+        "ssl.key.pem": files.key.read_text(),
+    }
+    async with site.writing("MUTUAL", {"security.protocol": "ssl", **texts}) as writing:
+        await writing.well()
+
+
 @pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "SCRAM-SHA-512"])
 async def test_with_scram(site: Site, mechanism: str) -> None:
     site.kafka.set_password(site.user, site.password, mechanism)
@@ -266,6 +278,52 @@ async def test_a_certificate_of_the_broker_that_is_not_accepted(
         async with site.writing("TLS", site.tls()) as writing:
             assert said in await writing.trouble(code)
             await asyncio.to_thread(site.kafka.present)
+            await writing.well()
+    finally:
+        await asyncio.to_thread(site.kafka.present)
+
+
+async def test_an_advertised_address_that_is_not_in_the_certificate(site: Site) -> None:
+    """The first connection is made by a name that is."""
+    await asyncio.to_thread(site.kafka.present, "localhost")
+    try:
+        by_name = site.kafka.address("TLS").replace("127.0.0.1", "localhost")
+        async with site.writing(by_name, site.tls()) as writing:
+            assert "addresses it advertises" in await writing.trouble("kafka_certificate_host_name")
+            await asyncio.to_thread(site.kafka.present, "localhost", "127.0.0.1")
+            await writing.well()
+    finally:
+        await asyncio.to_thread(site.kafka.present)
+
+
+async def test_a_certificate_that_is_over_is_noticed_by_a_producer_that_runs(site: Site) -> None:
+    async with site.writing("TLS", site.tls(**{"connections.max.idle.ms": 300})) as writing:
+        await writing.well()
+        await asyncio.to_thread(site.kafka.present, days=-1)
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                while writing.told[-1] is None:
+                    await asyncio.sleep(0.6)  # idle for so long that the connection is closed
+                    writing.send()
+            await writing.trouble("kafka_certificate_expired")
+        finally:
+            await asyncio.to_thread(site.kafka.present)
+        await writing.well()
+
+
+@pytest.mark.parametrize(
+    ("names", "how", "off"),
+    [
+        (("kafka.example",), {}, {"ssl.endpoint.identification.algorithm": "none"}),
+        ((), {"authority": trustme.CA()}, {"enable.ssl.certificate.verification": "false"}),
+    ],
+)
+async def test_checks_that_are_switched_off_are_not_made(
+    site: Site, names: tuple[str, ...], how: dict[str, Any], off: dict[str, str]
+) -> None:
+    await asyncio.to_thread(site.kafka.present, *names, **how)
+    try:
+        async with site.writing("TLS", site.tls(**off)) as writing:
             await writing.well()
     finally:
         await asyncio.to_thread(site.kafka.present)
