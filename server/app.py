@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import structlog
 
-from server.api.admin_token import AdminToken
+from server.api.admin_token import AccessError, AdminToken
 from server.api.application import create_api
 from server.api.gate import Gate, Opening
 from server.core.address import is_loopback
@@ -51,7 +51,7 @@ class Service:
     """The whole service: store, supervisor and API, of one configuration.
 
     `on_crash` is called if the part that forwards ends although nobody asked it to; `crashed` says so afterwards, and
-    `refused` why the store can't be used, if that was it: a server that came late may turn out to be the wrong one.
+    `refused` why it would have refused to start, if that was it: a store's server that comes late may be the wrong one.
 
     Raises:
         StoreError: the store's URL can't be read, or names a database that is not supported.
@@ -60,7 +60,7 @@ class Service:
     def __init__(self, settings: Settings, config: Config) -> None:
         self.on_crash: Callable[[], None] = lambda: None
         self.crashed = False
-        self.refused: StoreError | None = None
+        self.refused: StoreError | AccessError | None = None
         self._settings = settings
         self._config = config
         base, own_version = config.mqtt.client_id, version("mqtt-kafka-forwarder")
@@ -137,7 +137,7 @@ class Service:
             return
         self.crashed = True
         error = running.exception()
-        if isinstance(error, StoreError):
+        if isinstance(error, StoreError | AccessError):
             self.refused = error
         else:
             _log.critical("service_crashed", exc_info=error)
