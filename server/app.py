@@ -67,6 +67,7 @@ class Service:
         self._lock = lock_at(settings.database_url)
         self.store = Store(settings.database_url, client_id_of=lambda spec: spec.client_id(base), lock=self._lock)
         self._told = ""
+        self._applied = False
         self._admin_token = _admin_token(settings)
         self._gate = Gate(self.store.tokens, opening=_opening(settings), admin=self._admin_token)
         self._supervisor = Supervisor(
@@ -147,13 +148,9 @@ class Service:
         if not self.store.is_open:
             await self._patiently("the store can't be opened", self.store.open)
             await self._patiently("the tokens can't be read", self._gate.check)
-        await self._only_process()
-        await self._apply_file()
         while True:
-            await self._while_ours()
             await self._only_process()
-            # Behind the last write of whoever had it meanwhile.
-            await self._patiently("the store can't be written to", self.store.ping)
+            await self._while_ours()
 
     async def _only_process(self) -> None:
         """Wait for the store's lock: two processes on one store would fight over every session."""
@@ -175,17 +172,26 @@ class Service:
 
     async def _while_ours(self) -> None:
         """Run the mappings until the store's lock is another process's, and then stop them."""
-        running = asyncio.create_task(self._supervisor.run(), name="supervisor run")
+        working = asyncio.create_task(self._work(), name="supervisor run")
         watching = asyncio.create_task(self._until_others(), name="lock")
         try:
-            await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await ended(running, watching)
+            await ended(working, watching)
         if watching.cancelled():
-            await running  # raises what it ended with
+            await working  # raises what it ended with
         reason = watching.result()
         _log.error("store_lock_taken", reason=reason)
         await self._supervisor.stand_down(reason)
+
+    async def _work(self) -> None:
+        if self._applied:
+            # Behind the last write of whoever had the lock meanwhile.
+            await self._patiently("the store can't be written to", self.store.ping)
+        else:
+            await self._apply_file()
+            self._applied = True
+        await self._supervisor.run()
 
     async def _until_others(self) -> str:
         """Hold the lock, and take it again whenever its session breaks; says so once another process has it.
@@ -201,6 +207,9 @@ class Service:
                 if others := await self._taken_by_others():
                     return others
                 _log.info("store_lock_regained")
+                # Somebody may have had it while the server was out of our reach.
+                self.store.forget_revision()
+                self._supervisor.wake()
 
     async def _taken_by_others(self) -> str | None:
         while True:
