@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from urllib.parse import quote
 import psycopg
 import pytest
 import trustme
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, event, make_url, text
@@ -28,6 +30,7 @@ from server.store.postgres import PostgresServer
 from server.store.postgres_database import PostgresDatabase
 from server.store.store import Store
 from server.store.tables import MappingRow
+from server.store.upgrade import alembic_config
 from tests.brokers.postgres import PASSWORD, Postgres
 
 if TYPE_CHECKING:
@@ -153,6 +156,28 @@ async def test_a_migration_that_crashes_leaves_nothing_behind(
         schema = url.rpartition("%3D")[2]
         found = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = %s", (schema,)).fetchall()
     assert found == []
+
+
+@pytest.mark.parametrize("revision", sorted(path.name[1:5] for path in (migrate.MIGRATIONS / "versions").glob("v*.py")))
+async def test_every_older_schema_is_brought_up_to_date_with_its_content(url: str, revision: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        config = alembic_config(migrate.MIGRATIONS)
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+        document = mapping().document()
+        spec = json.dumps({key: value for key, value in document.items() if key not in {"name", "paused"}})
+        connection.execute(
+            text("INSERT INTO mapping VALUES ('demo', :spec, true, 7, 'api', now(), now())"), {"spec": spec}
+        )
+    engine.dispose()
+    store = store_at(url)
+    await store.open()
+    found = await store.mapping("demo")
+    assert (found.spec, found.generation) == (pause(mapping()), 7)
+    assert (await store.change("demo", lambda _: mapping(), expected=7, action="resume")).generation == 8
+    assert await store.tokens.all() == []
+    await store.close()
 
 
 async def test_a_database_of_a_newer_version_and_one_of_another_program_are_refused(
