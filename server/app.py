@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import structlog
 
-from server.api.admin_token import AdminToken
+from server.api.admin_token import AccessError, AdminToken
 from server.api.application import create_api
 from server.api.gate import Gate, Opening
 from server.core.address import is_loopback
@@ -51,7 +51,7 @@ class Service:
     """The whole service: store, supervisor and API, of one configuration.
 
     `on_crash` is called if the part that forwards ends although nobody asked it to; `crashed` says so afterwards, and
-    `refused` why the store can't be used, if that was it: a server that came late may turn out to be the wrong one.
+    `refused` why it would have refused to start, if that was it: a store's server that comes late may be the wrong one.
 
     Raises:
         StoreError: the store's URL can't be read, or names a database that is not supported.
@@ -60,13 +60,14 @@ class Service:
     def __init__(self, settings: Settings, config: Config) -> None:
         self.on_crash: Callable[[], None] = lambda: None
         self.crashed = False
-        self.refused: StoreError | None = None
+        self.refused: StoreError | AccessError | None = None
         self._settings = settings
         self._config = config
         base, own_version = config.mqtt.client_id, version("mqtt-kafka-forwarder")
         self._lock = lock_at(settings.database_url)
         self.store = Store(settings.database_url, client_id_of=lambda spec: spec.client_id(base), lock=self._lock)
         self._told = ""
+        self._applied = False
         self._admin_token = _admin_token(settings)
         self._gate = Gate(self.store.tokens, opening=_opening(settings), admin=self._admin_token)
         self._supervisor = Supervisor(
@@ -139,7 +140,7 @@ class Service:
             return
         self.crashed = True
         error = running.exception()
-        if isinstance(error, StoreError):
+        if isinstance(error, StoreError | AccessError):
             self.refused = error
         else:
             _log.critical("service_crashed", exc_info=error)
@@ -149,13 +150,9 @@ class Service:
         if not self.store.is_open:
             await self._patiently("the store can't be opened", self.store.open)
             await self._patiently("the tokens can't be read", self._gate.check)
-        await self._only_process()
-        await self._apply_file()
         while True:
-            await self._while_ours()
             await self._only_process()
-            # Behind the last write of whoever had it meanwhile.
-            await self._patiently("the store can't be written to", self.store.ping)
+            await self._while_ours()
 
     async def _only_process(self) -> None:
         """Wait for the store's lock: two processes on one store would fight over every session."""
@@ -177,17 +174,26 @@ class Service:
 
     async def _while_ours(self) -> None:
         """Run the mappings until the store's lock is another process's, and then stop them."""
-        running = asyncio.create_task(self._supervisor.run(), name="supervisor run")
+        working = asyncio.create_task(self._work(), name="supervisor run")
         watching = asyncio.create_task(self._until_others(), name="lock")
         try:
-            await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await ended(running, watching)
+            await ended(working, watching)
         if watching.cancelled():
-            await running  # raises what it ended with
+            await working  # raises what it ended with
         reason = watching.result()
         _log.error("store_lock_taken", reason=reason)
         await self._supervisor.stand_down(reason)
+
+    async def _work(self) -> None:
+        if self._applied:
+            # Behind the last write of whoever had the lock meanwhile.
+            await self._patiently("the store can't be written to", self.store.ping)
+        else:
+            await self._apply_file()
+            self._applied = True
+        await self._supervisor.run()
 
     async def _until_others(self) -> str:
         """Hold the lock, and take it again whenever its session breaks; says so once another process has it.
@@ -203,6 +209,9 @@ class Service:
                 if others := await self._taken_by_others():
                     return others
                 _log.info("store_lock_regained")
+                # Somebody may have had it while the server was out of our reach.
+                self.store.forget_revision()
+                self._supervisor.wake()
 
     async def _taken_by_others(self) -> str | None:
         while True:

@@ -112,6 +112,10 @@ class Store:
         path = database_path(parsed_url(self._url))
         return path is not None and path.exists()
 
+    def forget_revision(self) -> None:
+        """Another process may have written: what was read before may not be so any more."""
+        self.revision += 1
+
     async def close(self) -> None:
         """Finish what is under way and close the database; harmless if it is not open."""
         if self._open is not None:

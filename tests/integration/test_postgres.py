@@ -174,6 +174,9 @@ async def test_who_loses_the_lock_to_another_stops_says_so_and_comes_back(stage:
             admin.execute("SELECT pg_terminate_backend(%s)", (pid,))
             taken.join()
             await unready(service, "the store is in use by another process")
+            async with asyncio.timeout(30):  # a drain takes its time
+                while 'mapping="m"' in (await service.api.get("/metrics")).text:
+                    await asyncio.sleep(0.05)
             await traffic.burst(500)
             await asyncio.sleep(1)  # so that it would be there if anything still ran
             assert sum((await stage.kafka.end_offsets(topic)).values()) == 0

@@ -12,15 +12,14 @@ from tests.unit.api_under_test import MAPPINGS, Api, api_under_test, document, p
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 TOKENS = "/api/v1/tokens"
 
 
 @pytest.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
+async def api(database_url: str) -> AsyncIterator[Api]:
     """Return an API whose client has an admin token."""
-    async with api_under_test(tmp_path) as running:
+    async with api_under_test(database_url) as running:
         _, secret = await running.store.tokens.create("boss", Scope.ADMIN, expires_at=None, actor="cli")
         running.http.headers["authorization"] = f"Bearer {secret}"
         yield running

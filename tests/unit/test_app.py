@@ -229,13 +229,14 @@ class ScriptedLock(StoreLock):
         self.lost = False
         self.away = False
         self.acquired = 0
+        self.lost_at_once = 0
 
     async def try_acquire(self) -> bool:
         self._reach()
         if self.theirs:
             return False
-        self.lost = False
         self.acquired += 1
+        self.lost = self.acquired <= self.lost_at_once
         return True
 
     async def holder(self) -> str:
@@ -267,7 +268,7 @@ async def test_a_lock_that_is_lost_to_nobody_is_taken_again_and_all_goes_on(tmp_
     with structlog.testing.capture_logs() as logs:
         async with _running(_service(tmp_path, "a")) as service:
             await until(lambda: _health(service).started)
-            acquired = lock.acquired
+            acquired, revision = lock.acquired, service.store.revision
             lock.lost = lock.away = True
             await asyncio.sleep(60)
             assert _health(service).started, "while nobody can have it, the mappings go on"
@@ -276,7 +277,27 @@ async def test_a_lock_that_is_lost_to_nobody_is_taken_again_and_all_goes_on(tmp_
             await until(lambda: lock.acquired > acquired)
             await asyncio.sleep(10)
             assert _health(service).supervisor_running
+            assert service.store.revision > revision, "another may have had it, and written"
     assert [entry["event"] for entry in logs if "lock" in entry["event"]] == ["store_lock_lost", "store_lock_regained"]
+
+
+@in_virtual_time
+async def test_a_lock_that_is_lost_before_the_file_is_applied_is_taken_again(
+    tmp_path: Path, lock: ScriptedLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply = Store.apply_file
+
+    async def fenced(self: Store, entries: Any, *, prune: bool) -> Any:
+        if lock.lost:
+            raise StoreUnavailableError("is not this process's at the moment")
+        return await apply(self, entries, prune=prune)
+
+    monkeypatch.setattr(Store, "apply_file", fenced)
+    lock.lost_at_once = 2
+    async with _running(_service(tmp_path, "a")) as service:
+        await until(lambda: _health(service).started)
+        assert lock.acquired == 3
+        assert [stored.spec.name for stored in await service.store.mappings()] == ["a"]
 
 
 @in_virtual_time

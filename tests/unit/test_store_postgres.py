@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import time
@@ -16,17 +17,20 @@ from urllib.parse import quote
 import psycopg
 import pytest
 import trustme
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import create_engine, event, make_url, text
 
 from server.core.mapping import Mapping
 from server.store import migrate
 from server.store.errors import MappingNotFoundError, StoreError, StoreUnavailableError
 from server.store.lock import lock_at
+from server.store.postgres import PostgresServer
 from server.store.postgres_database import PostgresDatabase
 from server.store.store import Store
 from server.store.tables import MappingRow
+from server.store.upgrade import alembic_config
 from tests.brokers.postgres import PASSWORD, Postgres
 
 if TYPE_CHECKING:
@@ -154,6 +158,28 @@ async def test_a_migration_that_crashes_leaves_nothing_behind(
     assert found == []
 
 
+@pytest.mark.parametrize("revision", sorted(path.name[1:5] for path in (migrate.MIGRATIONS / "versions").glob("v*.py")))
+async def test_every_older_schema_is_brought_up_to_date_with_its_content(url: str, revision: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        config = alembic_config(migrate.MIGRATIONS)
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+        document = mapping().document()
+        spec = json.dumps({key: value for key, value in document.items() if key not in {"name", "paused"}})
+        connection.execute(
+            text("INSERT INTO mapping VALUES ('demo', :spec, true, 7, 'api', now(), now())"), {"spec": spec}
+        )
+    engine.dispose()
+    store = store_at(url)
+    await store.open()
+    found = await store.mapping("demo")
+    assert (found.spec, found.generation) == (pause(mapping()), 7)
+    assert (await store.change("demo", lambda _: mapping(), expected=7, action="resume")).generation == 8
+    assert await store.tokens.all() == []
+    await store.close()
+
+
 async def test_a_database_of_a_newer_version_and_one_of_another_program_are_refused(
     store: Store, url: str, postgres: Postgres
 ) -> None:
@@ -220,6 +246,36 @@ async def test_a_server_that_is_away_is_unavailable_and_no_error_shows_the_passw
     assert has_no_secret(raised.value)
     with pytest.raises(StoreUnavailableError, match=r"can't be reached: .*resolve"):
         await store_at(url.replace("127.0.0.1", "nowhere.invalid")).open()
+
+
+@pytest.mark.parametrize(
+    ("error", "lasting", "says"),
+    [
+        (psycopg.OperationalError('FATAL:  role "mkf" does not exist'), True, "does not let us in"),
+        (psycopg.OperationalError("FATAL:  no pg_hba.conf entry for host"), True, "does not let us in"),
+        (psycopg.OperationalError("fe_sendauth: no password supplied"), True, "does not let us in"),
+        (psycopg.OperationalError("FATAL:  the database system is starting up"), False, "can't be reached"),
+        (psycopg.OperationalError("FATAL:  sorry, too many clients already"), False, "has no connection left"),
+        (psycopg.OperationalError("session is read-only"), False, "is read-only"),
+        (psycopg.OperationalError("FATAL:  Datenbank »mkf« existiert nicht"), False, "can't be reached"),
+        (psycopg.errors.DiskFull("could not extend file"), False, "the server's disk is full"),
+        (psycopg.errors.TooManyConnections("no more"), False, "has no connection left"),
+        (psycopg.errors.AdminShutdown("terminating connection"), False, "can't be reached"),
+        (psycopg.errors.InvalidSchemaName("no schema has been selected"), True, "has no schema to use"),
+        (psycopg.errors.DeadlockDetected("deadlock detected"), False, "does not work; see what Postgres says"),
+        (psycopg.InternalError("lost synchronization"), False, "does not work; see what Postgres says"),
+    ],
+)
+def test_an_error_of_the_server_says_what_to_do_and_whether_it_is_worth_waiting(
+    error: psycopg.Error, lasting: bool, says: str
+) -> None:
+    server = PostgresServer(make_url("postgresql+psycopg://mkf:s3cret@db:5432/mkf"))
+    meaning = server.meaning(error, opening=True)
+    assert type(meaning) is (StoreError if lasting else StoreUnavailableError)
+    assert str(meaning).startswith(f"the store postgresql://db:5432/mkf {says}")
+    assert str(error) in str(meaning).replace("FATAL: ", "FATAL:  ")
+    assert "s3cret" not in str(meaning)
+    assert type(server.meaning(error, opening=False)) is StoreUnavailableError
 
 
 async def test_tls_checks_the_server_s_certificate_as_the_url_says(tmp_path: Path) -> None:

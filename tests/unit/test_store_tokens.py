@@ -19,8 +19,8 @@ HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    store = Store(f"sqlite:///{tmp_path}/store.db", client_id_of=lambda _: "")
+async def store(database_url: str) -> AsyncIterator[Store]:
+    store = Store(database_url, client_id_of=lambda _: "")
     await store.open()
     yield store
     await store.close()
