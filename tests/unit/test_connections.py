@@ -57,7 +57,7 @@ def test_a_client_certificate_needs_its_key() -> None:
     "fields", [{"client_id": "a\0"}, {"client_id": "c" * 1_025}, {"credentials": {"username": "a\0"}}]
 )
 def test_text_that_mqtt_cannot_carry_is_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="null character"):
+    with pytest.raises(ValidationError, match=r"null character|at most 1024 bytes"):
         _mqtt(**fields)
 
 
