@@ -26,6 +26,10 @@ class NotWellFormedError(ValueError):
         self.message = message
 
 
+class EndsTooEarlyError(NotWellFormedError):
+    """Less is there than a length says."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """What a PUBLISH says."""
@@ -105,7 +109,8 @@ class _Body:
         return self._at == len(self._data)
 
     def take(self, size: int) -> bytes:
-        _need(self._at + size <= len(self._data), "it ends too early")
+        if self._at + size > len(self._data):
+            raise EndsTooEarlyError("it ends too early")
         self._at += size
         return self._data[self._at - size : self._at]
 
@@ -157,7 +162,10 @@ def _check_properties(body: _Body) -> None:
         _need(identifier in _PROPERTIES, "a property that PUBLISH does not have")
         _need(identifier not in seen or identifier in _REPEATABLE, "a property twice")
         seen.add(identifier)
-        _PROPERTIES[identifier](body)
+        try:
+            _PROPERTIES[identifier](body)
+        except EndsTooEarlyError:
+            raise NotWellFormedError("properties longer than they say") from None
 
 
 def _need(holds: bool, otherwise: str) -> None:

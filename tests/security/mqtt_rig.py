@@ -234,6 +234,9 @@ async def feed_5(data: bytes, rng: random.Random, shared: SharedBuffer) -> Outco
         if subscribing is None and connection.is_open:
             subscribing = asyncio.create_task(_subscribe(connection))
         await feeding.between_reads()
+    while transport.is_open and not transport.reads and not feeding.faults:
+        await feeding.wait_for_room()
+    await _turns(1)  # what was kept while it did not read is taken in
     if transport.is_open:
         connection.eof_received()
         transport.close()
