@@ -16,13 +16,13 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def parse(model: type[_Model], document: Any) -> _Model:
-    """The document as `model`.
+    """The document as `model`, whose types it must have: 0 is not false, and "5" not 5, as the OpenAPI document says.
 
     Raises:
         ProblemError: it is invalid; all errors at once.
     """
     try:
-        return model.model_validate(document)
+        return model.model_validate(document, strict=True)
     except ValidationError as error:
         raise invalid(field_errors(error, model, document)) from None
 
@@ -43,7 +43,7 @@ def parse_mapping(document: Any, *, name: str, paused: bool | None = None) -> Ma
             detail = f"a name can't be changed; this mapping's is {name!r}"
             errors.append(FieldError(pointer="/name", detail=detail, code="immutable"))
     try:
-        spec = Mapping.model_validate(document)
+        spec = Mapping.model_validate(document, strict=True)
     except ValidationError as error:
         errors += field_errors(error, Mapping, document)
     if errors:

@@ -127,7 +127,7 @@ class Mapping(_Spec):
     mqtt: MqttSource
     kafka: KafkaTarget
     wrap_as_json: bool = False
-    on_poison: OnPoison = OnPoison.STOP
+    on_poison: OnPoison = Field(OnPoison.STOP, strict=False)  # JSON has strings where this is an enumeration
     dead_letter_topic: str | None = Field(None, validate_default=True)
     buffer_bytes: int = Field(DEFAULT_BUFFER_BYTES, ge=1024, description="memory for what is in flight, bytes")
 

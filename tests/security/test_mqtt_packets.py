@@ -33,7 +33,13 @@ _TOLD_BYTES = 2_000
 _CONNACK, _HARMLESS = 2, {6, 9, 11, 13}
 # No broker sends these, and Kafka does not mind them: the codecs let them pass, and to look for them here would cost
 # something for each message. What is handed on is still the topic and the end of what came.
-_TOLERATED = {"a null character", "a topic with wildcards", "DUP at QoS 0", "properties longer than they say"}
+_TOLERATED = {
+    "a null character",
+    "a topic with wildcards",
+    "DUP at QoS 0",
+    "a payload format that does not exist",
+    "properties longer than they say",
+}
 _MALFORMED = "mqtt_malformed_packet"
 
 def _feed(protocol: str) -> Callable[[bytes, random.Random], Awaitable[Outcome]]:
