@@ -6,7 +6,7 @@ import unicodedata
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from server.core.template import TemplateError, compile_template
 from server.core.topics import filter_error, kafka_topic_error, mqtt_string_error, uncovered
@@ -17,7 +17,16 @@ DEFAULT_RECEIVE_MAXIMUM = 65_534
 # Finding the filters that others cover compares each with each.
 MAX_FILTERS = 256
 
-QoS = Literal[0, 1, 2]
+
+
+def _not_a_boolean(value: Any) -> Any:
+    # To Python true is 1, and to pydantic so is it one of these.
+    if isinstance(value, bool):
+        raise ValueError("should be 0, 1 or 2")  # noqa: TRY004 - pydantic needs ValueError
+    return value
+
+
+QoS = Annotated[Literal[0, 1, 2], BeforeValidator(_not_a_boolean)]
 
 
 class OnPoison(StrEnum):
@@ -127,7 +136,7 @@ class Mapping(_Spec):
     mqtt: MqttSource
     kafka: KafkaTarget
     wrap_as_json: bool = False
-    on_poison: OnPoison = Field(OnPoison.STOP, strict=False)  # JSON has strings where this is an enumeration
+    on_poison: OnPoison = OnPoison.STOP
     dead_letter_topic: str | None = Field(None, validate_default=True)
     buffer_bytes: int = Field(DEFAULT_BUFFER_BYTES, ge=1024, description="memory for what is in flight, bytes")
 

@@ -173,6 +173,7 @@ _MUTATIONS: tuple[Callable[[str, _Place], str], ...] = (
     _on_line(lambda line, _: "" if not _is_secret(line) else line),
     _on_line(lambda line, place: f"{line}\n{place.key}: {place.value}"),
     _on_line(lambda line, _: f"{line}\n---"),
+    _on_line(lambda line, place: line.replace(": ", ":") if place.count > 3 else line.replace("password: ", "password:")),
     _on_character(lambda rest, place: place.value + rest),
     _on_character(lambda rest, place: rest[place.count :]),
     _on_character(lambda rest, place: place.value[:1] + rest[1:]),
