@@ -11,7 +11,7 @@ SETUP := .venv/.setup-done
 KAFKA := .cache/kafka/.fetched
 TEST_TOOLS := .cache/.test-tools-found
 
-.PHONY: help setup test lint format demo bench bench-full chaos chaos-memory kafka test-tools clean distclean
+.PHONY: help setup test lint format demo bench bench-full chaos chaos-memory security kafka test-tools clean distclean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -58,6 +58,10 @@ chaos: setup test-tools kafka ## The long fault programme, 2 hours, resumable (A
 
 chaos-memory: setup test-tools kafka ## Memory with Kafka stopped, every combination for 10 minutes: ARGS="--seconds 60 --report"
 	$(BIN)/python -m tests.faults.memory $(ARGS)
+
+# Files and requests are drawn anew each time; a failure names the seeds, to be given as ARGS="--security-seed 1 ...".
+security: setup test-tools kafka ## The long form of tests/security: API, files, packets, secrets (under 30 minutes; ARGS="-k mqtt")
+	MKF_SECURITY=long RUST_BACKTRACE=0 $(BIN)/pytest tests/security --numprocesses=2 --dist=worksteal --timeout=1200 $(ARGS)
 
 test-tools: $(TEST_TOOLS) # Mosquitto, Java and Maven, from apt where that is possible
 

@@ -17,6 +17,7 @@ _SCHEMA = {
     "additionalProperties": False,
 }
 
+
 @router.get(
     "/export",
     response_class=Response,

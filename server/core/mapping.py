@@ -18,7 +18,6 @@ DEFAULT_RECEIVE_MAXIMUM = 65_534
 MAX_FILTERS = 256
 
 
-
 def _not_a_boolean(value: Any) -> Any:
     # To Python true is 1, and to pydantic so is it one of these.
     if isinstance(value, bool):

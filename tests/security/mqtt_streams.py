@@ -17,6 +17,8 @@ MOST_LENGTH = 268_435_455
 _MUTATED = 0.3  # of the packets
 _MOST_PACKETS = 12
 _TOPICS = ("a", "a/b", "plant/hall-1/temperature", "größe/\u2603/\U0001f40d", "/", "$SYS/x", "x" * 300)
+# A user property, a subscription identifier, a payload format, a topic alias, a content type, and none.
+_PROPERTIES = (b"\x26\0\0\0\0", b"\x0b\x01", b"\x01\x01", b"\x23\0\x01", b"\x03\0\x01a", b"\x7f\0")
 _BAD_TEXT = (b"\xff\xfe", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"a\0b", b"\xe2\x82")
 
 
@@ -98,7 +100,7 @@ class _Packets:
             lambda: mqtt5.SubAckPacket(
                 rng.randint(1, 3), [mqtt5.SubAckReasonCode(rng.choice([0, 1, 2, 0x80, 0x87]))], reason_str="why"
             ).write(),
-            lambda: mqtt5.UnsubAckPacket(rng.randint(1, 3), [mqtt5.UnsubAckReasonCode(rng.choice([0, 17, 0x80]))]).write(),
+            lambda: self._speak.unsuback(rng.randint(1, 3), rng.choice([0, 17, 0x80])),
             lambda: mqtt5.PubAckPacket(identifier(), reason_str="why").write(),
             lambda: mqtt5.ConnectPacket("c", username="u", password=b"p").write(),
             lambda: mqtt5.SubscribePacket(1, [mqtt5.TopicFilter("a")]).write(),
@@ -243,7 +245,7 @@ def _bad_text(rng: random.Random, whole: bytes, _: bytes) -> bytes:
 def _many_properties(rng: random.Random, whole: bytes, _: bytes) -> bytes:
     """A PUBLISH with a great many properties, some of them twice, or with a length of them that lies."""
     del whole
-    one = rng.choice([b"\x26\x00\x00\x00\x00", b"\x0b\x01", b"\x01\x01", b"\x23\x00\x01", b"\x03\x00\x01a", b"\x7f\x00"])
+    one = rng.choice(_PROPERTIES)
     properties = one * rng.choice([1, 2, 1_000, 20_000])
     said = len(properties) + rng.choice([0, 0, 0, -1, 1, 1_000])
     return packet(0x30, b"\x00\x01a" + encoded(max(0, said)) + properties + b"payload")

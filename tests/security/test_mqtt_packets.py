@@ -1,4 +1,4 @@
-"""Mutated MQTT packets against the real connections: nothing gets through that a broker may not send, and nothing breaks.
+"""Mutated MQTT packets against the real connections: nothing breaks, and no message gets through that was not sent.
 
 Each stream is drawn from `--security-seed` and its own number, and both stand in the message of a failure.
 """
@@ -42,6 +42,7 @@ _TOLERATED = {
     "properties longer than they say",
 }
 _MALFORMED = "mqtt_malformed_packet"
+
 
 def _feed(protocol: str) -> Callable[[bytes, random.Random], Awaitable[Outcome]]:
     if protocol == "5":

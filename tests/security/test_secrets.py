@@ -26,6 +26,7 @@ IN_FILE = "canary-kafka-9d20b7"
 WRITTEN = "canary-key-e85a13"
 _NAME = "m"
 _MAPPING = {"name": _NAME, "mqtt": {"topic": "secrets/#"}, "kafka": {"topic": "secrets"}}
+_BODIES: tuple[Any, ...] = ({}, _MAPPING, {"mapping": _MAPPING, "message": {"topic": "secrets/a"}}, ["m"])
 
 
 def _spellings(secret: str) -> list[bytes]:
@@ -51,8 +52,7 @@ async def _everything_said(service: Service) -> bytes:
         if "get" in operations:
             answers.append(await service.api.get(address))
         for method in sorted({"post", "put", "patch"} & operations.keys()):
-            for body in ({}, _MAPPING, {"mapping": _MAPPING, "message": {"topic": "secrets/a"}}, [IN_FILE[:3]]):
-                answers.append(await service.api.request(method, address, json=body))
+            answers += [await service.api.request(method, address, json=body) for body in _BODIES]
     answers += [await service.api.get(address) for address in ("/docs", "/nothing", "/api/v1/mappings?limit=x")]
     assert len(answers) > 30
     return b"\n".join(b"%r %b" % (dict(answer.headers), answer.content) for answer in answers)
