@@ -17,7 +17,6 @@ from server.core.connections import MqttConnection
 from server.core.subscription import Subscription
 from server.mqtt import v5, v311
 from server.mqtt.port import ConnectionEndedError, SessionRequest, SubscriptionRefusedError
-from server.mqtt.readbuffer import SharedBuffer
 from server.runtime.counters import Tally
 from server.runtime.intake import Intake
 from server.runtime.receivers import Reading
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from server.core.acks import Arrival
     from server.kafka.sink import Sink
     from server.mqtt.port import Connection, Ended, Message
+    from server.mqtt.readbuffer import SharedBuffer
 
 PUBACK, PUBREC = 4, 5
 _READS = ((1, 3), (1, 40), (1, 2_000), (1, 300_000))
