@@ -12,7 +12,8 @@ KAFKA := .cache/kafka/.fetched
 TEST_TOOLS := .cache/.test-tools-found
 CHART_TOOLS := .cache/tools/.found
 
-.PHONY: help setup test lint format docs demo bench bench-full chaos chaos-memory image kafka test-tools chart-tools clean distclean
+.PHONY: help setup test lint format docs demo bench bench-full chaos chaos-memory security image kafka test-tools \
+	chart-tools clean distclean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -70,6 +71,10 @@ IMAGE ?= localhost/mqtt-kafka-forwarder:dev
 image: setup test-tools kafka ## Build the image (IMAGE=NAME:TAG), with Docker or without, and run it with a read-only root
 	sh scripts/image.sh $(IMAGE)
 	MKF_TEST_IMAGE=.cache/image $(BIN)/pytest tests/integration/test_image.py $(ARGS)
+
+# Files and requests are drawn anew each time; a failure names the seeds, to be given as ARGS="--security-seed 1 ...".
+security: setup test-tools kafka ## The long form of tests/security: API, files, packets, secrets (under 30 minutes; ARGS="-k mqtt")
+	MKF_SECURITY=long RUST_BACKTRACE=0 $(BIN)/pytest tests/security --numprocesses=2 --dist=worksteal --timeout=1200 $(ARGS)
 
 test-tools: $(TEST_TOOLS) # Mosquitto, Java, Maven and Postgres, from apt where that is possible
 

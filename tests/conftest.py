@@ -35,11 +35,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     seed = random.randrange(1_000_000)  # noqa: S311 - not a secret
     parser.addoption("--fault-seed", type=int, default=seed, help="seed of tests/faults/test_faults.py")
     parser.addoption("--fault-filter", default="", help="only faults with this in their group or name")
+    parser.addoption("--security-seed", type=int, default=seed, help="seed of tests/security/test_mqtt_packets.py")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    """Print the seed of the faults, so that they can be repeated."""
-    return f"--fault-seed {config.getoption('--fault-seed')}"
+    """Print the seeds, so that what a run has drawn can be repeated."""
+    return " ".join(f"{option} {config.getoption(option)}" for option in ("--fault-seed", "--security-seed"))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

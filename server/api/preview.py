@@ -2,7 +2,7 @@
 
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -12,7 +12,7 @@ from server.api.bodies import read_json
 from server.api.problems import documented
 from server.api.services import Provided
 from server.api.validation import parse
-from server.core.mapping import Mapping, OnPoison
+from server.core.mapping import Mapping, OnPoison, QoS
 from server.core.record import compile_record, size_of
 from server.core.template import NotMappableError
 from server.core.topics import matches, mqtt_string_error
@@ -28,7 +28,7 @@ class PreviewMessage(BaseModel):
     topic: str
     payload: str | None = Field(None, description="as text; or use payload_base64")
     payload_base64: str | None = None
-    qos: Literal[0, 1, 2] = 0
+    qos: QoS = 0
     retain: bool = False
     properties: dict[str, Any] = Field(default_factory=dict, description="MQTT 5 properties; no template uses them yet")
 

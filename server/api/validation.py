@@ -6,6 +6,7 @@ from inspect import isclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 
 from server.api.problems import FieldError, invalid
 from server.core.mapping import Mapping
@@ -16,13 +17,13 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def parse(model: type[_Model], document: Any) -> _Model:
-    """The document as `model`.
+    """The document as `model`, whose types it must have: 0 is not false, and "5" not 5, as the OpenAPI document says.
 
     Raises:
         ProblemError: it is invalid; all errors at once.
     """
     try:
-        return model.model_validate(document)
+        return _validated(model, document)
     except ValidationError as error:
         raise invalid(field_errors(error, model, document)) from None
 
@@ -43,12 +44,17 @@ def parse_mapping(document: Any, *, name: str, paused: bool | None = None) -> Ma
             detail = f"a name can't be changed; this mapping's is {name!r}"
             errors.append(FieldError(pointer="/name", detail=detail, code="immutable"))
     try:
-        spec = Mapping.model_validate(document)
+        spec = _validated(Mapping, document)
     except ValidationError as error:
         errors += field_errors(error, Mapping, document)
     if errors:
         raise invalid(errors)
     return spec
+
+
+def _validated(model: type[_Model], document: Any) -> _Model:
+    # From JSON again, where a string may stand for an enumeration and nothing else for anything.
+    return model.model_validate_json(to_json(document), strict=True)
 
 
 def field_errors(error: ValidationError, model: type[BaseModel], document: Any) -> list[FieldError]:

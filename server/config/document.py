@@ -177,6 +177,11 @@ class _Reader:
                 self._refuse(event, path, "a key must be a single word")
                 key = Scalar(key.line, "?", "?")
             child = self._node(next(self._events), (*path, key.text))
+            if ":" in key.text and is_null(child) and child == Scalar(child.line, "", None):
+                # `{password:secret}` is a key without a value, and keys are shown.
+                head = key.text.partition(":")[0]
+                self._refuse(event, (*path, head), "a space is missing behind the ':'")
+                key = Scalar(key.line, head, head)
             if key.text in table.entries:
                 first = table.key_lines[key.text]
                 self._refuse(event, (*path, key.text), f"duplicate key, first used in line {first}")

@@ -38,4 +38,9 @@ class ConfigError(Exception):
 
     def _written(self, problem: Problem) -> str:
         place = self.source if problem.line is None else f"{self.source}:{problem.line}"
-        return ": ".join(part for part in (place, problem.path, problem.message) if part)
+        return _on_one_line(": ".join(part for part in (place, problem.path, problem.message) if part))
+
+
+def _on_one_line(text: str) -> str:
+    """Escape what is not printable: a key with a line end in it must not look like a second message."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

@@ -6,7 +6,7 @@ import unicodedata
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from server.core.template import TemplateError, compile_template
 from server.core.topics import client_id_error, filter_error, kafka_topic_error, uncovered
@@ -17,7 +17,15 @@ DEFAULT_RECEIVE_MAXIMUM = 65_534
 # Finding the filters that others cover compares each with each.
 MAX_FILTERS = 256
 
-QoS = Literal[0, 1, 2]
+
+def _not_a_boolean(value: Any) -> Any:
+    # To Python true is 1, and to pydantic so is it one of these.
+    if isinstance(value, bool):
+        raise ValueError("should be 0, 1 or 2")  # noqa: TRY004 - pydantic needs ValueError
+    return value
+
+
+QoS = Annotated[Literal[0, 1, 2], BeforeValidator(_not_a_boolean)]
 
 
 class OnPoison(StrEnum):

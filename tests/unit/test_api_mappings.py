@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -44,6 +44,25 @@ async def test_a_client_id_of_another_mapping_is_refused_with_its_pointer(api: A
     assert pointers(await api.http.put(f"{MAPPINGS}/c", json=document("c", mqtt=clash))) == ["/mqtt/client_id"]
     assert pointers(await api.http.patch(f"{MAPPINGS}/c", json={"mqtt": clash})) == ["/mqtt/client_id"]
     assert pointers(await api.http.post(f"{MAPPINGS}/validate", json=document("d", mqtt=clash))) == ["/mqtt/client_id"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"paused": 0}, "/paused"),
+        ({"wrap_as_json": "true"}, "/wrap_as_json"),
+        ({"buffer_bytes": "4096"}, "/buffer_bytes"),
+        ({"mqtt": {"topic": "a", "qos": False}}, "/mqtt/qos"),
+        ({"on_poison": 1}, "/on_poison"),
+    ],
+)
+async def test_a_value_of_another_type_than_is_documented_is_refused(
+    api: Api, changes: dict[str, Any], pointer: str
+) -> None:
+    await api.create()
+    assert pointers(await api.http.post(MAPPINGS, json=document("b", **changes))) == [pointer]
+    assert pointers(await api.http.put(f"{MAPPINGS}/plant", json=document(**changes))) == [pointer]
+    assert pointers(await api.http.patch(f"{MAPPINGS}/plant", json=changes)) == [pointer]
 
 
 async def test_all_errors_come_at_once_with_pointers_and_suggestions(api: Api) -> None:

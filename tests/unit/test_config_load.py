@@ -504,3 +504,19 @@ def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(_SECTIONS, encoding="utf-8-sig")
     assert load_config(file, {}).mqtt.host == "h"
+
+
+def test_a_secret_behind_a_colon_without_a_space_is_not_shown_as_a_key() -> None:
+    credentials = "{username: u, password:hunter2, password:hunter2}"
+    assert _lines(f"mqtt: {{host: h, credentials: {credentials}}}\nkafka: {{}}\n") == [
+        "config.yaml:1: mqtt.credentials.password: a space is missing behind the ':'",
+        "config.yaml:1: mqtt.credentials.password: a space is missing behind the ':'",
+        "config.yaml:1: mqtt.credentials.password: duplicate key, first used in line 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"), [("a\\nconfig.yaml:9: b", "a\\nconfig.yaml:9: b"), ("\\u2028", "\\u2028"), ("\\e[2J", "\\x1b[2J")]
+)
+def test_a_key_can_not_write_a_line_or_a_terminal_code_of_its_own(key: str, shown: str) -> None:
+    assert _lines(f'{_SECTIONS}"{key}": 5\n') == [f"config.yaml:3: {shown}: unknown key"]
