@@ -43,7 +43,8 @@ class Message:
 
 def frames(stream: bytes) -> tuple[list[bytes], int | None]:
     """Cut into packets; also the size of the one that is not complete, None if there is no telling it (bytes)."""
-    found, at = [], 0
+    found: list[bytes] = []
+    at = 0
     while at < len(stream):
         length, end = 0, at + 1
         for index in range(_MOST_LENGTH_BYTES):

@@ -185,14 +185,14 @@ def _flip_bits(rng: random.Random, whole: bytes, _: bytes) -> bytes:
     data = bytearray(whole)
     # Near the beginning is where the meaning is.
     most = len(data) if rng.random() < 0.3 else min(len(data), 24)
-    for _ in range(rng.choice([1, 1, 2, 8])):
+    for _turn in range(rng.choice([1, 1, 2, 8])):
         data[rng.randrange(most)] ^= 1 << rng.randrange(8)
     return bytes(data)
 
 
 def _set_bytes(rng: random.Random, whole: bytes, _: bytes) -> bytes:
     data = bytearray(whole)
-    for _ in range(rng.choice([1, 2, 4])):
+    for _turn in range(rng.choice([1, 2, 4])):
         data[rng.randrange(min(len(data), 40))] = rng.choice([0, 1, 0x7F, 0x80, 0xFE, 0xFF, rng.randrange(256)])
     return bytes(data)
 

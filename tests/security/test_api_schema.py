@@ -23,12 +23,14 @@ from tests.service import Service
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from server.api.gate import Gate
     from server.api.ports import Runtime
     from server.store.store import Store
     from tests.brokers import MqttBroker
 
-# What every request carries; the place for a token.
-HEADERS: dict[str, str] = {}
+_ADMIN_TOKEN = "a-token-for-the-security-tests-0123456789"
+# What every request carries.
+HEADERS = {"authorization": f"Bearer {_ADMIN_TOKEN}"}
 EXISTING = "plant"
 _MAPPING = {"name": EXISTING, "mqtt": {"topic": "fuzz/#"}, "kafka": {"topic": "fuzz"}}
 
@@ -39,6 +41,7 @@ def _document() -> dict[str, Any]:
     app = create_api(
         store=cast("Store", unused),
         runtime=cast("Runtime", unused),
+        gate=cast("Gate", unused),
         ready_strict=False,
         loopback_only=True,
         metrics=lambda: b"",
@@ -71,7 +74,11 @@ def service(tmp_path_factory: pytest.TempPathFactory, mosquitto: MqttBroker) -> 
     """Return a service that runs, for all operations."""
     with MockKafka() as kafka:
         running = Service(
-            tmp_path_factory.mktemp("api"), mqtt_broker=mosquitto, kafka_broker=kafka, client_id="security-api"
+            tmp_path_factory.mktemp("api"),
+            mqtt_broker=mosquitto,
+            kafka_broker=kafka,
+            client_id="security-api",
+            env={"MKF_ADMIN_TOKEN": _ADMIN_TOKEN},
         )
         running.start()
         try:
@@ -109,6 +116,6 @@ def _one_mapping(service: Service) -> Iterator[None]:
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture],
 )
 @pytest.mark.timeout(1_200)
-def test_what_an_operation_answers_is_what_the_document_says(case: schemathesis.Case, service: Service) -> None:
+def test_what_an_operation_answers_is_what_the_document_says(case: schemathesis.Case[Any], service: Service) -> None:
     case.call_and_validate(base_url=service.url, headers=HEADERS)
     assert service.running
