@@ -258,7 +258,7 @@ async def test_a_server_that_is_away_is_unavailable_and_no_error_shows_the_passw
         (psycopg.OperationalError("FATAL:  sorry, too many clients already"), False, "has no connection left"),
         (psycopg.OperationalError("session is read-only"), False, "is read-only"),
         (psycopg.OperationalError("FATAL:  Datenbank »mkf« existiert nicht"), False, "can't be reached"),
-        (psycopg.errors.DiskFull("could not extend file"), False, "the server's disk is full"),
+        (psycopg.errors.DiskFull("could not extend file"), False, "has no room: the server's disk is full"),
         (psycopg.errors.TooManyConnections("no more"), False, "has no connection left"),
         (psycopg.errors.AdminShutdown("terminating connection"), False, "can't be reached"),
         (psycopg.errors.InvalidSchemaName("no schema has been selected"), True, "has no schema to use"),
