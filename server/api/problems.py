@@ -197,7 +197,7 @@ def of_store_error(error: StoreError) -> ProblemError:
         case GenerationChangedError():
             return ProblemError("lost-race")
         case StoreUnavailableError():
-            detail = f"{error}; nothing was written"
+            detail = str(error) if error.undecided else f"{error}; nothing was written"
             return ProblemError("store-unavailable", detail, headers={"retry-after": _RETRY_AFTER_SECONDS})
         case _:
             return ProblemError("internal")

@@ -8,7 +8,14 @@ class StoreError(Exception):
 
 
 class StoreUnavailableError(StoreError):
-    """The store worked, or would work, but does not now: locked, full, removed, or too slow. Worth another try."""
+    """The store worked, or would work, but does not now: locked, full, removed, or too slow. Worth another try.
+
+    `undecided` says that a change may have been made all the same: nobody knows, until it is read again.
+    """
+
+    def __init__(self, message: str, *, undecided: bool = False) -> None:
+        super().__init__(message)
+        self.undecided = undecided
 
 
 class MappingNotFoundError(StoreError):

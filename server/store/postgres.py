@@ -14,6 +14,7 @@ import psycopg
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from server.store.errors import StoreError, StoreUnavailableError
+from server.store.worker import UNKNOWN_OUTCOME
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -148,12 +149,12 @@ class PostgresServer:
             connection.close()
             raise
 
-    def meaning(self, error: BaseException | None, *, opening: bool, doubt: str = "") -> StoreError:
-        """What an error of psycopg means to who has to mend it; `doubt` says what else is not known."""
+    def meaning(self, error: BaseException | None, *, opening: bool, undecided: bool = False) -> StoreError:
+        """What an error of psycopg means to who has to mend it; `undecided` if it came in the middle of a commit."""
         lasting, meaning = _meaning(error)
-        kind = StoreError if opening and lasting else StoreUnavailableError
-        said = " ".join(str(error).split())
-        return kind(f"the store {self.name} {meaning}{doubt} ({said})")
+        doubt = UNKNOWN_OUTCOME if undecided else ""
+        text = f"the store {self.name} {meaning}{doubt} ({' '.join(str(error).split())})"
+        return StoreError(text) if opening and lasting else StoreUnavailableError(text, undecided=undecided)
 
 
 def lock_key(number: int, session: PostgresSession) -> tuple[int, int]:

@@ -14,7 +14,6 @@ from sqlmodel import Session
 from server.store.database import Database
 from server.store.errors import StoreError, StoreUnavailableError
 from server.store.postgres import ELSEWHERE, SLOW, PostgresServer, PostgresSession, lock_key
-from server.store.worker import UNKNOWN_OUTCOME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,7 +171,7 @@ class PostgresDatabase(Database):
             job.committing = self._undecided = False  # the server has said no
         if job.given_up or getattr(error, "sqlstate", None) == _QUERY_CANCELLED:
             return job.timed_out()
-        return self._server.meaning(error, opening=opening, doubt=UNKNOWN_OUTCOME if job.committing else "")
+        return self._server.meaning(error, opening=opening, undecided=job.committing)
 
 
 def _engine(database: PostgresDatabase) -> Engine:

@@ -39,7 +39,9 @@ class Job:
     def timed_out(self) -> StoreUnavailableError:
         """The error of a call that took too long."""
         doubt = UNKNOWN_OUTCOME if self.committing else ""
-        return StoreUnavailableError(f"the store did not answer within {self.limit:g} s{doubt}; {self._advice}")
+        return StoreUnavailableError(
+            f"the store did not answer within {self.limit:g} s{doubt}; {self._advice}", undecided=self.committing
+        )
 
 
 class Worker:

@@ -22,6 +22,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, event, make_url, text
 
+from server.api.problems import of_store_error
 from server.core.mapping import Mapping
 from server.store import migrate
 from server.store.errors import MappingNotFoundError, StoreError, StoreUnavailableError
@@ -258,7 +259,7 @@ async def test_a_server_that_is_away_is_unavailable_and_no_error_shows_the_passw
         (psycopg.OperationalError("FATAL:  sorry, too many clients already"), False, "has no connection left"),
         (psycopg.OperationalError("session is read-only"), False, "is read-only"),
         (psycopg.OperationalError("FATAL:  Datenbank »mkf« existiert nicht"), False, "can't be reached"),
-        (psycopg.errors.DiskFull("could not extend file"), False, "the server's disk is full"),
+        (psycopg.errors.DiskFull("could not extend file"), False, "has no room: the server's disk is full"),
         (psycopg.errors.TooManyConnections("no more"), False, "has no connection left"),
         (psycopg.errors.AdminShutdown("terminating connection"), False, "can't be reached"),
         (psycopg.errors.InvalidSchemaName("no schema has been selected"), True, "has no schema to use"),
@@ -409,6 +410,7 @@ async def test_a_transaction_whose_connection_breaks_changes_nothing(store: Stor
     with pytest.raises(StoreUnavailableError, match="can't be reached") as raised:
         await store.change("demo", broken, expected=1, action="pause")
     assert "may have been made" not in str(raised.value)
+    assert "nothing was written" in str(of_store_error(raised.value).detail)
     assert (await store.mapping("demo")).generation == 1
 
 
@@ -443,8 +445,9 @@ async def test_a_commit_without_an_answer_is_said_to_be_open_and_the_next_call_w
     database = breakable._open[0]
     assert isinstance(database, PostgresDatabase)
     event.listen(database._engine, "commit", lambda _: own_postgres.freeze(), once=True)
-    with pytest.raises(StoreUnavailableError, match="may have been made: read it again; check its server"):
+    with pytest.raises(StoreUnavailableError, match="may have been made: read it again; check its server") as raised:
         await breakable.change("demo", pause, expected=1, action="pause")
+    assert "nothing was written" not in str(of_store_error(raised.value).detail), "the API would not know either"
     own_postgres.thaw()
     await _recovered(breakable)
     # The server had the commit already when it froze.
