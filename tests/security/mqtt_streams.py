@@ -181,7 +181,8 @@ def body_of(whole: bytes) -> bytes:
     return whole[at + 1 :]
 
 
-def _flip_bits(rng: random.Random, whole: bytes, _: bytes) -> bytes:
+def _flip_bits(rng: random.Random, whole: bytes, previous: bytes) -> bytes:
+    del previous
     data = bytearray(whole)
     # Near the beginning is where the meaning is.
     most = len(data) if rng.random() < 0.3 else min(len(data), 24)
@@ -190,7 +191,8 @@ def _flip_bits(rng: random.Random, whole: bytes, _: bytes) -> bytes:
     return bytes(data)
 
 
-def _set_bytes(rng: random.Random, whole: bytes, _: bytes) -> bytes:
+def _set_bytes(rng: random.Random, whole: bytes, previous: bytes) -> bytes:
+    del previous
     data = bytearray(whole)
     for _turn in range(rng.choice([1, 2, 4])):
         data[rng.randrange(min(len(data), 40))] = rng.choice([0, 1, 0x7F, 0x80, 0xFE, 0xFF, rng.randrange(256)])
