@@ -64,7 +64,7 @@ DOCUMENTED = {
     20: _REPLICAS,
     21: _NAMELESS,  # INVALID_REQUIRED_ACKS
     29: _NOT_AUTHORIZED,
-    31: _NOT_AUTHORIZED,
+    31: Expected("retry", "kafka_cluster_not_authorized"),
     43: _NAMELESS,  # UNSUPPORTED_FOR_MESSAGE_FORMAT
     47: _STATE,
     48: _NAMELESS,  # INVALID_TXN_STATE

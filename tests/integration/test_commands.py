@@ -165,6 +165,6 @@ def test_a_folder_in_the_place_of_the_database_is_refused(folder: Path) -> None:
 
 
 def test_a_database_that_is_not_supported_is_refused_without_its_password(folder: Path) -> None:
-    result = mkf(folder, "serve", MKF_DATABASE_URL="postgresql://user:secret@host/db")
-    refused(result, "Postgres")
+    result = mkf(folder, "serve", MKF_DATABASE_URL="mysql://user:secret@host/db")
+    refused(result, "mysql")
     assert "secret" not in result.stderr + result.stdout

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _ADMIN_TOKEN = "a-token-for-the-security-tests-0123456789"
 # What every request carries.
-HEADERS = {"authorization": f"Bearer {_ADMIN_TOKEN}"}
+HEADERS = {"Authorization": f"Bearer {_ADMIN_TOKEN}"}
 EXISTING = "plant"
 _MAPPING = {"name": EXISTING, "mqtt": {"topic": "fuzz/#"}, "kafka": {"topic": "fuzz"}}
 
