@@ -59,7 +59,8 @@ def _silent_panics(monkeypatch: pytest.MonkeyPatch) -> None:
     told = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
-        if unraisable.exc_type.__name__ != "PanicException":
+        of_codec = unraisable.object is None and issubclass(unraisable.exc_type, UnicodeDecodeError)
+        if not of_codec and unraisable.exc_type.__name__ != "PanicException":
             told(unraisable)
 
     monkeypatch.setattr(sys, "unraisablehook", hook)
