@@ -28,7 +28,7 @@ from server.runtime.status import Rates as RatesStatus
 from server.tasks import ended, first_of, to_the_end
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from server.core.mapping import Mapping
     from server.kafka.producer import Cluster
@@ -82,10 +82,16 @@ class Forwarder:
 
     # --- life -------------------------------------------------------------------------------------------------------
 
-    async def run(self, spec: Mapping, generation: int) -> None:
-        """Forward with this spec until `stop` or until it FAILED. Always ends with nothing of it running."""
+    def run(self, spec: Mapping, generation: int) -> Coroutine[Any, Any, None]:
+        """Forward with this spec until `stop` or until it FAILED. Always ends with nothing of it running.
+
+        What is asked for after this call counts, though nothing of it has run yet: a task makes its first step later.
+        """
         self._stop.clear()
         self.spec, self.generation = spec, generation
+        return self._run(spec)
+
+    async def _run(self, spec: Mapping) -> None:
         self._not_running_since = time.monotonic()
         self._signal(Signal.START)
         backoff = Backoff(random.random)

@@ -212,6 +212,17 @@ async def test_while_it_drains_the_reason_says_what_keeps_it(mqtt: FakeMqtt, kaf
 
 
 @in_virtual_time
+async def test_what_is_asked_between_its_start_and_its_first_step_counts(mqtt: FakeMqtt, kafka: FakeKafka) -> None:
+    async with forwarding(mqtt, kafka) as line:
+        await line.stop()
+        line.again()
+        assert line.forwarder.generation == 2
+        line.forwarder.stop()
+        await until(line.task.done)
+        assert line.state is State.PAUSED
+
+
+@in_virtual_time
 async def test_a_pipeline_that_breaks_at_once_can_be_stopped(
     mqtt: FakeMqtt, kafka: FakeKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
