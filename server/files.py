@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 1.0
 
-_Signature = tuple[tuple[int, ...] | None, ...]
+Version = tuple[int, int, int, int]
 
 
 async def on_change(files: Sequence[Path], act: Callable[[], None], *, every: float = POLL_SECONDS) -> NoReturn:
@@ -19,23 +20,27 @@ async def on_change(files: Sequence[Path], act: Callable[[], None], *, every: fl
 
     By asking and not by being told: what a cluster mounts changes through links, which inotify does not tell of.
     """
-    known = await asyncio.to_thread(_signature, files)
+    known = await asyncio.to_thread(_versions, files)
     await asyncio.to_thread(act)  # it may have changed since it was read at the start
     while True:
         await asyncio.sleep(every)
-        found = await asyncio.to_thread(_signature, files)
+        found = await asyncio.to_thread(_versions, files)
         if found != known:
             known = found
             await asyncio.to_thread(act)
 
 
-def _signature(files: Sequence[Path]) -> _Signature:
-    return tuple(_identity(file) for file in files)
+def version(file: Path | str) -> Version | None:
+    """What changes when a file is replaced or written to, links followed; None while it can't be seen.
 
-
-def _identity(file: Path) -> tuple[int, ...] | None:
+    Whoever reads the file says what is wrong with it.
+    """
     try:
-        found = file.stat()
+        found = os.stat(file)  # noqa: PTH116 - also for paths as they were configured
     except OSError:
-        return None  # whoever reads it says what is wrong
+        return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _versions(files: Sequence[Path]) -> list[Version | None]:
+    return [version(file) for file in files]

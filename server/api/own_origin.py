@@ -11,13 +11,12 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
+from server.api.paths import READING
 from server.api.problems import ProblemError
 from server.core.address import is_loopback
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
-
-_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class OwnOrigin:
@@ -42,7 +41,7 @@ class OwnOrigin:
         host, origin = headers.get("host"), headers.get("origin")
         if self._loopback_only and host is not None and not is_loopback(_parts(f"//{host}")[1]):
             return ProblemError("foreign-host")
-        if method not in _READING and origin is not None and _parts(origin)[0] != (host or "").lower():
+        if method not in READING and origin is not None and _parts(origin)[0] != (host or "").lower():
             return ProblemError("cross-site")
         return None
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 API = "/api/v1"
+READING = frozenset({"GET", "HEAD", "OPTIONS"})  # the methods that change nothing (RFC 9110, 9.2.1)
 _SAFE = "/%:@!$&'()*+,;=~"
 
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 
+from server.api.paths import READING
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADER = "x-request-id"
 # What a proxy in front has given it is kept, unless it could forge log lines or fill the log.
 _ACCEPTED = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _log = structlog.get_logger(__name__)
 
@@ -46,6 +47,6 @@ class RequestIds:
             try:
                 await self._app(scope, receive, answer)
             finally:
-                if scope["method"] not in _READING:
+                if scope["method"] not in READING:
                     seconds = round(time.perf_counter() - began, 4)
                     _log.info("api_request", method=scope["method"], path=scope["path"], status=status, seconds=seconds)

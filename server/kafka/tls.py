@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import structlog
 
+from server.files import version
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -72,16 +74,7 @@ class ReloadedContext(ssl.SSLContext):
     def _look(self) -> object:
         files = self._files
         paths = (files.ca_location, files.certificate_location, files.key_location, files.crl_location)
-        return [_version(path) for path in paths if path]
-
-
-def _version(path: str) -> object:
-    """What changes when a file is replaced or written to; None if it can't be seen."""
-    try:
-        found = os.stat(path)  # noqa: PTH116 - a path as it was configured, and often
-    except OSError:
-        return None
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        return [version(path) for path in paths if path]
 
 
 def ssl_context(files: SslFiles, *, ca_option: str = "ssl.ca") -> ssl.SSLContext:

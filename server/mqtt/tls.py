@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.core.transport_failures import TlsError, tls_files, tls_reason
+from server.files import Version, version
 from server.mqtt.port import ConnectionEndedError, Ended
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # How the end of the connection shows where the broker does not say goodbye in TLS, and few do.
 _RAGGED_ENDS = frozenset({"UNEXPECTED_EOF_WHILE_READING", "APPLICATION_DATA_AFTER_CLOSE_NOTIFY", "KRB5_S_INIT"})
-_Identity = tuple[tuple[int, int, int, int] | None, ...]
+_Versions = tuple[Version | None, ...]
 
 
 class Contexts:
@@ -29,7 +29,7 @@ class Contexts:
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
-        self._known: dict[MqttTls, tuple[_Identity, ssl.SSLContext]] = {}
+        self._known: dict[MqttTls, tuple[_Versions, ssl.SSLContext]] = {}
 
     async def get(self, tls: MqttTls) -> ssl.SSLContext:
         """The context for these files as they are now.
@@ -42,12 +42,12 @@ class Contexts:
 
     def _current(self, tls: MqttTls) -> ssl.SSLContext:
         # Before they are read: what changes meanwhile differs at the next look.
-        identity = _identity(tls)
+        versions = _versions(tls)
         known = self._known.get(tls)
-        if known is not None and known[0] == identity:
+        if known is not None and known[0] == versions:
             return known[1]
         context = ssl_context(tls)
-        self._known[tls] = identity, context
+        self._known[tls] = versions, context
         return context
 
 
@@ -109,20 +109,12 @@ def is_end(error: BaseException | None) -> bool:
     )
 
 
-def _identity(tls: MqttTls) -> _Identity:
+def _versions(tls: MqttTls) -> _Versions:
     files: list[str | None] = [tls.ca_cert, tls.client_cert, tls.client_key]
     if tls.ca_cert is None:
         system = ssl.get_default_verify_paths()
         files += [system.cafile, system.capath]
-    return tuple(None if file is None else _identity_of(file) for file in files)
-
-
-def _identity_of(file: str) -> tuple[int, int, int, int] | None:
-    try:
-        found = os.stat(file)  # noqa: PTH116 - follows the links by which Kubernetes replaces files
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+    return tuple(None if file is None else version(file) for file in files)
 
 
 def _see_that_it_opens(key: str, file: str | None) -> None:
