@@ -128,7 +128,9 @@ async def test_an_edit_of_the_filters_in_the_middle_of_traffic_repeats_nothing(s
                 status = await edit(service, {"mqtt": {"topic": filters}})
                 check_books(status)
                 assert set(status["mqtt"]["granted_qos"]) == set(filters)
-                await _delivering(service, status["counters"]["delivered"] + 200)
+                # Less than a second behind: what edits hold up would add up on a busy machine, and the broker answer late.
+                level = len(traffic.published) - RATE[stage.protocol]
+                await _delivering(service, max(status["counters"]["delivered"] + 200, level))
         history = await _verdict(stage, service, topic, traffic.published)
         # The other filter is gone at the broker too.
         await stage.publish([(f"other-{stage.unique}/a", b"unwanted"), (f"{stage.unique}/last", b"last")])
