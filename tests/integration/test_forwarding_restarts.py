@@ -128,7 +128,7 @@ async def test_an_edit_of_the_filters_in_the_middle_of_traffic_repeats_nothing(s
                 status = await edit(service, {"mqtt": {"topic": filters}})
                 check_books(status)
                 assert set(status["mqtt"]["granted_qos"]) == set(filters)
-                # Less than a second behind: what edits hold up would add up on a busy machine, and the broker answer late.
+                # Less than a second behind: what edits hold up would add up on a busy machine.
                 level = len(traffic.published) - RATE[stage.protocol]
                 await _delivering(service, max(status["counters"]["delivered"] + 200, level))
         history = await _verdict(stage, service, topic, traffic.published)
