@@ -19,7 +19,7 @@ import pytest
 
 from server.mqtt import v311
 from server.mqtt.readbuffer import SharedBuffer
-from tests.security.extent import EXTENT, MEGABYTE
+from tests.security.extent import EXTENT
 from tests.security.mqtt_reading import PUBLISH, Message, NotWellFormedError, frames, kind, read_publish
 from tests.security.mqtt_rig import Outcome, feed_5, feed_311
 from tests.security.mqtt_streams import Stream, draw_stream
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 _CPU_SECONDS = 5.0  # for one stream, which takes milliseconds
-_GROWTH = 48 * MEGABYTE
+_GROWTH = 48_000_000  # bytes
 _TOLD_BYTES = 2_000
 # What may come at any time from a broker and does not end the connection: PUBREL, SUBACK, UNSUBACK, PINGRESP.
 _CONNACK, _HARMLESS = 2, {6, 9, 11, 13}
