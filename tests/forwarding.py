@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 ARRIVAL_TIMEOUT = 90.0
 _TICK = 0.02
 _UNCONFIRMED = 5_000
+# Without a bound a machine slower than the rate gets further behind with each second, and time limits pass.
+_MOST_AHEAD = 20_000
 
 
 class Traffic:
@@ -41,10 +44,15 @@ class Traffic:
         await publish(self._broker.host, self._broker.port, self.next(count), self._qos)
 
     @asynccontextmanager
-    async def flowing(self, per_second: int, *, at_least: int = 0) -> AsyncIterator[None]:
-        """Publish at this rate until the block ends and at least so many are out; all are confirmed then."""
+    async def flowing(
+        self, per_second: int, *, at_least: int = 0, arrived: Callable[[], Awaitable[int]] | None = None
+    ) -> AsyncIterator[None]:
+        """Publish at this rate until the block ends and at least so many are out; all are confirmed then.
+
+        With `arrived`, which says how many have come out at the other end, never more than 20,000 are on the way.
+        """
         enough = asyncio.Event()
-        running = asyncio.create_task(self._flow(per_second, at_least, enough))
+        running = asyncio.create_task(self._flow(per_second, at_least, arrived, enough))
         try:
             yield
             enough.set()
@@ -60,14 +68,21 @@ class Traffic:
             while len(self.published) < target:
                 await asyncio.sleep(_TICK)
 
-    async def _flow(self, per_second: int, at_least: int, enough: asyncio.Event) -> None:
+    async def _flow(
+        self, per_second: int, at_least: int, arrived: Callable[[], Awaitable[int]] | None, enough: asyncio.Event
+    ) -> None:
         loop = asyncio.get_running_loop()
         async with connected(self._broker.host, self._broker.port) as connection:
-            started, sent = loop.time(), 0
+            last, due, sent = loop.time(), 0.0, 0
+            most = math.inf if arrived is None else _MOST_AHEAD
             while not enough.is_set() or sent < at_least:
-                due = int((loop.time() - started) * per_second) - sent
-                self._write(connection, self.next(min(due, _UNCONFIRMED)))
-                sent += min(due, _UNCONFIRMED)
+                now = loop.time()
+                due, last = min(due + (now - last) * per_second, _UNCONFIRMED), now
+                if sent >= most and arrived is not None:
+                    most = await arrived() + _MOST_AHEAD
+                count = int(min(due, most - sent))
+                self._write(connection, self.next(count))
+                due, sent = due - count, sent + count
                 while connection.in_flight > _UNCONFIRMED:
                     if connection.closed.done():
                         raise ConnectionError(connection.reason)
@@ -157,8 +172,12 @@ class Stage:
                 return history
             await asyncio.sleep(0.2)
 
+    async def arrived(self, kafka_topic: str) -> int:
+        """Return how many records Kafka has."""
+        return sum((await self.kafka.end_offsets(kafka_topic)).values())
+
     async def _held(self, kafka_topic: str, count: int, deadline: float) -> None:
-        while sum((await self.kafka.end_offsets(kafka_topic)).values()) < count:
+        while await self.arrived(kafka_topic) < count:
             if asyncio.get_running_loop().time() > deadline:
                 return
             await asyncio.sleep(0.1)

@@ -150,7 +150,7 @@ async def test_latency_delays_without_limiting_what_is_on_its_way() -> None:
         started = time.monotonic()
         async with asyncio.timeout(SOON):
             await one.reader.readexactly(5)
-        assert time.monotonic() - started < 0.8
+        assert time.monotonic() - started < 1.5, "one after the other they would take 2 s"
 
 
 async def test_bytes_come_one_at_a_time() -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -45,13 +43,6 @@ async def test_every_qos_is_published(mosquitto: MqttBroker, unique: str, qos: i
         await publish(mosquitto.host, mosquitto.port, [(f"{unique}/a", b"x")] * 200, qos=qos)
         received = await sub.wait(200)
     assert {int(m.qos) for m in received} == {qos}
-
-
-async def test_the_publisher_is_fast_enough_for_throughput_tests(mosquitto: MqttBroker, unique: str) -> None:
-    started = time.perf_counter()
-    count = await publish(mosquitto.host, mosquitto.port, itertools.repeat((unique, b"x" * 100), 40_000))
-    assert count == 40_000
-    assert count / (time.perf_counter() - started) > 5_000  # 20,000 and more on an idle machine
 
 
 async def test_a_session_can_be_looked_at_without_changing_it(mosquitto: MqttBroker, unique: str) -> None:

@@ -239,10 +239,8 @@ async def test_sigterm_while_kafka_is_away_ends_in_time_and_loses_nothing(
             await service.wait_status("m", lambda s: s["in_flight"]["messages"] == 1_000, "redelivered")
             service.signal(signal.SIGTERM)
             await _says(service, "shutting_down")
-            before = time.monotonic()
             service.signal(signal.SIGTERM)
-            assert await asyncio.to_thread(service.wait, 5) == 128 + signal.SIGTERM
-            assert time.monotonic() - before < 2
+            assert await asyncio.to_thread(service.wait, 5) == 128 + signal.SIGTERM, "a drain would take 15 s"
         # And once more, until Kafka is back.
         for *_, service in running:
             service.start()

@@ -78,6 +78,21 @@ async def refused(version: Version, to: SessionRequest) -> Reason:
     return ending.reason
 
 
+async def certificate_refused(version: Version, to: SessionRequest) -> Reason:
+    """Why the broker refuses our certificate, or the lack of one, once its alert has arrived.
+
+    It comes after our side of the handshake is complete (TLS 1.3), and closes with our CONNECT unread: now and then
+    TCP's reset overtakes the alert. All that is known then is that nothing was answered, and what the cause may be.
+    """
+    for _ in range(20):
+        reason = await refused(version, to)
+        if reason.code != "mqtt_unanswered":
+            break
+        assert "it may want a client certificate (mqtt.tls.client_cert)" in reason.detail
+    assert reason.code == "mqtt_client_certificate", reason
+    return reason
+
+
 async def accepted(version: Version, to: SessionRequest) -> None:
     """See that this connects."""
     async with version.connected(to) as (connection, _):
@@ -180,8 +195,7 @@ async def test_a_certificate_that_is_not_to_be_checked_is_not(
 async def test_a_broker_that_wants_a_certificate_and_gets_none_says_so(
     version: Version, broker: SecureMosquitto, client: PemFiles, kind: str
 ) -> None:
-    reason = await refused(version, request(broker, **broker.mqtt(kind)))
-    assert reason.code == "mqtt_client_certificate"
+    reason = await certificate_refused(version, request(broker, **broker.mqtt(kind)))
     assert "set mqtt.tls.client_cert" in reason.detail
     await accepted(version, request(broker, **broker.mqtt(kind, client)))
 
@@ -194,8 +208,7 @@ async def test_a_certificate_of_ours_that_is_refused_is_taken_from_its_files_onc
     signing = authority if fault == "expired" else Authority(tmp_path, "other")
     wrong = signing.issue(f"mine-{unique}", "forwarder", expired=fault == "expired")
     to = request(broker, **broker.mqtt(kind, wrong))
-    reason = await refused(version, to)
-    assert reason.code == "mqtt_client_certificate"
+    await certificate_refused(version, to)
     right = authority.issue(f"renewed-{unique}", "forwarder")
     right.key.replace(wrong.key)
     reason = await refused(version, to)  # the key of one and the certificate of the other

@@ -376,7 +376,7 @@ async def test_a_lock_that_another_session_holds_is_waited_for_and_then_said(
         began = time.monotonic()
         with pytest.raises(StoreUnavailableError, match="is locked by another session: see pg_locks"):
             await store.ping()
-        assert time.monotonic() - began < 2.3
+        assert time.monotonic() - began < 5, "the other session holds it for ever"
     await store.ping()
 
 
@@ -422,7 +422,7 @@ async def test_a_server_that_hangs_keeps_nobody_waiting_and_all_is_well_when_it_
         began = time.monotonic()
         with pytest.raises(StoreUnavailableError):
             await call()
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 5, "the server hangs for ever"
     own_postgres.thaw()
     await _recovered(breakable)
     assert [each.spec.name for each in await breakable.mappings()] == ["demo"]
