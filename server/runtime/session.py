@@ -220,10 +220,18 @@ class MqttSession:
 
     @contextmanager
     def _told_if_slow(self) -> Iterator[None]:
-        """Give a reason if the broker does not answer in time."""
-        silence = f"no answer from {self._broker.connection.address} for more than {STALL_SECONDS:g} s"
-        reason = Reason("mqtt_stalled", silence)
-        slow = asyncio.get_running_loop().call_later(STALL_SECONDS, self._events.mqtt_trouble, reason)
+        """Give a reason if the broker is silent; while messages come, SUBACK may wait behind what it has queued."""
+        loop = asyncio.get_running_loop()
+
+        def judge(received_bytes: int) -> None:
+            nonlocal slow
+            if (come := self._tally.received_bytes) > received_bytes:
+                slow = loop.call_later(STALL_SECONDS, judge, come)
+                return
+            silence = f"no answer from {self._broker.connection.address} for more than {STALL_SECONDS:g} s"
+            self._events.mqtt_trouble(Reason("mqtt_stalled", silence))
+
+        slow = loop.call_later(STALL_SECONDS, judge, self._tally.received_bytes)
         try:
             yield
         finally:

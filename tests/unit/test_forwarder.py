@@ -175,6 +175,20 @@ async def test_a_side_that_does_not_answer_is_named_after_some_seconds(mqtt: Fak
 
 
 @in_virtual_time
+async def test_a_broker_that_sends_messages_answers_although_suback_waits_behind_them(
+    mqtt: FakeMqtt, kafka: FakeKafka
+) -> None:
+    mqtt.hang_in = "subscribe"
+    async with forwarding(mqtt, kafka) as line:
+        await until(lambda: mqtt.open)
+        for _ in range(10):
+            line.send(b"queued")
+            await asyncio.sleep(1)
+            assert line.state is State.STARTING
+        await line.reach(State.RETRYING, "mqtt_stalled")
+
+
+@in_virtual_time
 async def test_a_reason_whose_details_change_is_logged_once_a_minute_and_shown_as_it_is(
     mqtt: FakeMqtt, kafka: FakeKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
