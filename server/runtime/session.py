@@ -222,20 +222,21 @@ class MqttSession:
     def _told_if_slow(self) -> Iterator[None]:
         """Give a reason if the broker is silent; while messages come, SUBACK may wait behind what it has queued."""
         loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle
 
         def judge(received_bytes: int) -> None:
-            nonlocal slow
+            nonlocal timer
             if (come := self._tally.received_bytes) > received_bytes:
-                slow = loop.call_later(STALL_SECONDS, judge, come)
+                timer = loop.call_later(STALL_SECONDS, judge, come)
                 return
             silence = f"no answer from {self._broker.connection.address} for more than {STALL_SECONDS:g} s"
             self._events.mqtt_trouble(Reason("mqtt_stalled", silence))
 
-        slow = loop.call_later(STALL_SECONDS, judge, self._tally.received_bytes)
+        timer = loop.call_later(STALL_SECONDS, judge, self._tally.received_bytes)
         try:
             yield
         finally:
-            slow.cancel()
+            timer.cancel()
 
     def _row(self, client_id: str) -> Session:
         return self._ledger.session(client_id) or Session(client_id, self._spec.name)
