@@ -143,7 +143,7 @@ def _record(mapping: Mapping, message: PreviewMessage) -> PreviewRecord:
         headers={name: content.decode() for name, content in route.headers},
         value=_text(value),
         value_base64=b64encode(value).decode(),
-        size=size_of(route.key, value, route.headers),
+        size=size_of(route.key, len(value), route.headers),
     )
 
 

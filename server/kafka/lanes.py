@@ -96,11 +96,11 @@ class Flight:
         return chunk, start
 
 
-def oversized(route: Route, value: bytes, limit: int) -> int | None:
+def oversized(route: Route, value_bytes: int, limit: int) -> int | None:
     """The record's size if a batch with it alone is larger than `limit` bytes, else None."""
-    if len(value) < limit - _ROOM_FOR_KEY_AND_HEADERS:
+    if value_bytes < limit - _ROOM_FOR_KEY_AND_HEADERS:
         return None
-    size = size_of(route.key, value, route.headers)
+    size = size_of(route.key, value_bytes, route.headers)
     return size if size > limit else None
 
 
@@ -123,11 +123,13 @@ def build(lane: Lane, batch: Any, *, limit: int, now: float) -> tuple[Flight | N
         index = start
         for index in range(start, len(messages)):
             route, message = routes[index], messages[index]
-            value = message.payload if route.envelope is None else route.value(message.payload)
-            if len(value) >= safe and (size := oversized(route, value, limit)) is not None:
+            payload, plain = message.payload, route.envelope is None
+            value_bytes = len(payload) if plain else route.value_bytes(payload)
+            if value_bytes >= safe and (size := oversized(route, value_bytes, limit)) is not None:
                 poison = (chunk, index, size)
                 full = True
                 break
+            value = payload if plain else route.value(payload)
             if (
                 records == room
                 or append(timestamp=timestamp, key=route.key, value=value, headers=route.headers) is None

@@ -378,7 +378,7 @@ class Sink:
             chunk, index = flight.first()
             if failure.too_large and not self._compresses:  # Kafka's limit is for what is compressed
                 route, message = chunk.routes[index], chunk.messages[index]
-                size = size_of(route.key, route.value(message.payload), route.headers)
+                size = size_of(route.key, route.value_bytes(message.payload), route.headers)
                 self._outbox.topics[lane.topic].learn_limit(size, time.monotonic())
             lane.end_search()
             self._poison(lane, chunk, index, failure.reason)

@@ -25,6 +25,16 @@ def packet_size(data: bytes | memoryview, offset: int = 0) -> int | None:
     return None
 
 
+def encoded_length(length: int) -> bytes:
+    """A packet's length as it is written, at most 268,435,455 (MQTT 3.1.1, 2.2.3, and MQTT 5.0, 1.5.5)."""
+    encoded = bytearray()
+    while length > 0x7F:  # noqa: PLR2004 - seven bits a byte
+        encoded.append(length & 0x7F | 0x80)
+        length >>= 7
+    encoded.append(length)
+    return bytes(encoded)
+
+
 def pubacks(packet_ids: list[int]) -> bytes:
     """PUBACK packets for these ids, in this order: `40 02` and the id, in both versions of the protocol.
 

@@ -20,7 +20,7 @@ from server.core.lifecycle import Reason
 from server.mqtt import connection as base
 from server.mqtt.connection import REFUSED, SLICE_BYTES, SLICE_PACKETS, BaseConnection
 from server.mqtt.dial import Dialer
-from server.mqtt.packet import packet_size, pubacks
+from server.mqtt.packet import encoded_length, packet_size, pubacks
 from server.mqtt.port import ConnectionEndedError, Ended, Granted, SubscriptionRefusedError
 from server.mqtt.readbuffer import SharedBuffer
 from server.mqtt.wire import SocketWire, StreamWire, Wire, tcp_connection
@@ -47,6 +47,7 @@ _PUBCOMP_HEADER = b"\x70\x02"
 _VERSION_REFUSED = 1
 _QOS_2 = 2
 _QOS_INVALID = 3
+_NOTHING = memoryview(b"")
 _T = TypeVar("_T")
 
 # paho and aiomqtt log what is told through `ended` already.
@@ -106,6 +107,7 @@ class Connection(BaseConnection):
         self._paho.on_socket_unregister_write = self._on_unregister_write
         self._messages: list[Message] = []
         self._message_bytes = 0
+        self._payload = _NOTHING  # of the message that paho decodes
         self._session_present = False
 
     async def open(self, dialer: Dialer) -> None:
@@ -223,7 +225,7 @@ class Connection(BaseConnection):
             elif not size or offset + size > total:
                 break
             else:
-                self._packet(bytes(data[offset : offset + size]))
+                self._packet(data[offset : offset + size])
                 offset += size
             if self._ending is not None:
                 return
@@ -236,11 +238,12 @@ class Connection(BaseConnection):
         if offset < total and self._ending is None:
             self._reads.keep(data[offset:])
 
-    def _packet(self, packet: bytes) -> None:
-        first = packet[0]
+    def _packet(self, received: memoryview) -> None:
+        first = received[0]
         if first & 0xF0 == _PUBLISH:
-            self._on_publish(packet)
+            self._on_publish(received)
             return
+        packet = bytes(received)
         self._hand_over_read()  # a packet that follows messages must find them handed over
         if self._ending is not None:
             return
@@ -253,7 +256,7 @@ class Connection(BaseConnection):
         else:
             _CONSUMERS[first](self, packet)
 
-    def _on_publish(self, packet: bytes) -> None:
+    def _on_publish(self, packet: memoryview) -> None:
         qos = packet[0] >> 1 & 3
         if qos == _QOS_INVALID:
             self._malformed(packet, "its QoS is 3")
@@ -271,14 +274,18 @@ class Connection(BaseConnection):
                 )
             )
         else:
-            self._decode(packet)
+            # Without its payload, of which paho would make six copies.
+            head, self._payload = _split(packet)
+            self._decode(head, packet)
+            self._payload = _NOTHING
 
     def _on_message(self, _client: object, _userdata: object, message: MQTTMessage) -> None:
         topic = message.topic  # decodes it: UnicodeDecodeError goes through paho to `_decode`
         if message.qos and not message.mid:
             raise ValueError("its packet id is 0")
         packet_id = message.mid if message.qos else None
-        self._messages.append(_Message(topic, bytes(message.payload), message.qos, packet_id, bool(message.dup)))
+        self._message_bytes += len(topic.encode()) + len(self._payload)
+        self._messages.append(_Message(topic, bytes(self._payload), message.qos, packet_id, bool(message.dup)))
 
     def _hand_over_read(self) -> None:
         messages, size = self._messages, self._message_bytes
@@ -295,7 +302,7 @@ class Connection(BaseConnection):
         if code:
             self._end(Ended(mqtt_311_reason(code), version_refused=code == _VERSION_REFUSED))
             return
-        self._decode(packet)
+        self._decode(packet, packet)
         if self._ending is not None:
             return
         if not self._session_present:
@@ -314,7 +321,7 @@ class Connection(BaseConnection):
         self._session_present = bool(flags.session_present)
 
     def _on_answer(self, packet: bytes) -> None:
-        self._decode(packet)
+        self._decode(packet, packet)
 
     def _on_pubrel(self, packet: bytes) -> None:
         # By hand: paho does not answer while acknowledgements are manual. The message was confirmed over MQTT 5.
@@ -325,8 +332,8 @@ class Connection(BaseConnection):
     def _on_pingresp(self, _packet: bytes) -> None:
         self.take_pingresp()
 
-    def _decode(self, packet: bytes) -> None:
-        """Let paho decode a whole packet; it calls back."""
+    def _decode(self, packet: bytes, received: bytes | memoryview) -> None:
+        """Let paho decode a packet, or the part of what was received that it has to know; it calls back."""
         wire = self._wire
         if wire is None:
             return
@@ -334,14 +341,12 @@ class Connection(BaseConnection):
         try:
             failed = self._paho.loop_read()
         except UnicodeDecodeError:
-            self._malformed(packet, "its topic is not valid UTF-8")
+            self._malformed(received, "its topic is not valid UTF-8")
         except ValueError as error:
-            self._malformed(packet, str(error))
+            self._malformed(received, str(error))
         else:
             if failed:
-                self._malformed(packet, failed.name)
-            elif packet[0] & 0xF0 == _PUBLISH:
-                self._message_bytes += _content_bytes(packet)
+                self._malformed(received, failed.name)
 
     def _malformed(self, data: bytes | memoryview, what: str) -> None:
         self._hand_over_read()
@@ -427,9 +432,13 @@ def _client(request: SessionRequest) -> aiomqtt.Client:
     )
 
 
-def _content_bytes(packet: bytes) -> int:
-    """The bytes of a PUBLISH packet that are topic and payload."""
-    header = 1
-    while packet[header] & 0x80:
-        header += 1
-    return len(packet) - header - 1 - 2 - (2 if packet[0] & 0x06 else 0)
+def _split(publish: memoryview) -> tuple[bytes, memoryview]:
+    """A PUBLISH packet without payload, and the payload; of one that has no room for its topic all is in the first."""
+    start = 2
+    while publish[start - 1] & 0x80:
+        start += 1
+    end = start + 2 + int.from_bytes(publish[start : start + 2], "big") + (2 if publish[0] & 0x06 else 0)
+    if end > len(publish):
+        return bytes(publish), _NOTHING
+    head = bytes([publish[0]]) + encoded_length(end - start) + bytes(publish[start:end])
+    return head, publish[end:]

@@ -19,10 +19,11 @@ class Extent:
     api_cases: int  # for each operation
     yaml_files: int
     mqtt_packets: int  # mutated ones, of each version of the protocol
+    largest_payload: int  # bytes
 
 
-SHORT = Extent(api_cases=4, yaml_files=200, mqtt_packets=2_000)
-LONG = Extent(api_cases=200, yaml_files=10_000, mqtt_packets=100_000)
+SHORT = Extent(api_cases=4, yaml_files=200, mqtt_packets=2_000, largest_payload=8_000_000)
+LONG = Extent(api_cases=200, yaml_files=10_000, mqtt_packets=100_000, largest_payload=2**28)
 
 
 def extent() -> Extent:
