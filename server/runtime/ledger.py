@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
+# A transaction has 2 s, also on a machine that is busy with hundreds of mappings that start at once.
+MOST_AT_ONCE = 50
+
 
 class Ledger:
     """Sessions by client id. What the store did not take is kept and written by `flush`.
@@ -30,6 +33,7 @@ class Ledger:
         self._unsaved: dict[str, SessionChange] = {}
         self._changes = 0
         self._flushing = asyncio.Lock()
+        self._away = False
 
     async def load(self) -> None:
         """Read all rows, once, before anything runs.
@@ -101,19 +105,28 @@ class Ledger:
         await self.flush()
 
     async def flush(self) -> None:
-        """Write what the store has not taken yet."""
+        """Write what the store has not taken yet, a part at a time."""
         async with self._flushing:
             changes = list(self._unsaved.values())
-            if not changes:
-                return
-            try:
-                written = await self._store.write_sessions(changes)
-            except StoreUnavailableError as error:
-                _log.warning("sessions_not_saved", client_ids=list(self._unsaved), error=str(error))
-                return
-            for change, row in zip(changes, written, strict=True):
-                # Unless it has changed once more meanwhile.
-                if self._unsaved.get(change.client_id) is change:
-                    del self._unsaved[change.client_id]
-                    if row is not None:
-                        self._rows[change.client_id] = row
+            for start in range(0, len(changes), MOST_AT_ONCE):
+                part = changes[start : start + MOST_AT_ONCE]
+                try:
+                    written = await self._store.write_sessions(part)
+                except StoreUnavailableError as error:
+                    self._not_saved(error)
+                    return
+                for change, row in zip(part, written, strict=True):
+                    self._saved(change, row)
+            self._away = False
+
+    def _saved(self, change: SessionChange, row: Session | None) -> None:
+        # Unless it has changed once more meanwhile.
+        if self._unsaved.get(change.client_id) is change:
+            del self._unsaved[change.client_id]
+            if row is not None:
+                self._rows[change.client_id] = row
+
+    def _not_saved(self, error: StoreUnavailableError) -> None:
+        if not self._away:  # once: hundreds of mappings would say the same
+            _log.warning("sessions_not_saved", sessions=len(self._unsaved), error=str(error))
+        self._away = True

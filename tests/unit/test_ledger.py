@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.core.subscription import Session
-from server.runtime.ledger import Ledger
+from server.runtime.ledger import MOST_AT_ONCE, Ledger
 from server.store.errors import StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class FakeStore:
         self.gate = asyncio.Event()
         self.gate.set()
         self.writes = 0
+        self.most = self.left = 1_000_000  # changes in a transaction, and transactions until it is away
         self.asked: list[tuple[bool, bool]] = []
 
     async def sessions(self) -> list[Session]:
@@ -43,6 +44,8 @@ class FakeStore:
         return rows
 
     async def write_sessions(self, changes: Sequence[SessionChange]) -> list[Session | None]:
+        if len(changes) > self.most or self.writes >= self.left:
+            raise StoreUnavailableError("it did not answer within 2 s")
         self._check()
         self.writes += 1
         for change in changes:
@@ -103,7 +106,7 @@ async def test_without_the_store_it_goes_on_and_writes_later() -> None:
     with structlog.testing.capture_logs() as logs:
         await ledger.save(_A)
         await ledger.forget("b")
-    assert [entry["event"] for entry in logs] == ["sessions_not_saved", "sessions_not_saved"]
+    assert [entry["event"] for entry in logs] == ["sessions_not_saved"], "the same is said once"
     assert (ledger.session("a"), ledger.session("b")) == (_A, None)
     assert store.rows == {"b": _B}
     store.away = False
@@ -271,3 +274,32 @@ async def test_many_mappings_that_start_together_are_written_together() -> None:
     await asyncio.gather(*saving)
     assert list(store.rows.values()) == rows
     assert store.writes == 2, "the first, and all that came while it was written"
+
+
+async def test_hundreds_of_changes_are_written_in_parts_that_a_busy_store_can_take() -> None:
+    store = FakeStore()
+    store.most = MOST_AT_ONCE
+    ledger = _ledger(store)
+    rows = [Session(f"c{n}", "m") for n in range(3 * MOST_AT_ONCE + 1)]
+    store.gate.clear()
+    saving = [asyncio.create_task(ledger.save(row)) for row in rows]
+    await asyncio.sleep(0)
+    store.gate.set()
+    await asyncio.gather(*saving)
+    assert list(store.rows.values()) == rows
+    assert store.writes <= 6
+
+
+async def test_what_was_written_before_the_store_went_away_is_not_written_again() -> None:
+    store = FakeStore()
+    store.away = True
+    ledger = _ledger(store)
+    rows = [Session(f"c{n}", "m") for n in range(2 * MOST_AT_ONCE)]
+    await asyncio.gather(*(ledger.save(row) for row in rows))
+    store.away, store.left = False, 1
+    await ledger.flush()
+    assert list(store.rows.values()) == rows[:MOST_AT_ONCE]
+    store.left = 100
+    await ledger.flush()
+    assert list(store.rows.values()) == rows
+    assert len(store.asked) == len(rows)
