@@ -102,10 +102,12 @@ class Numbering:
             last = next((packet_id for packet_id in ids if packet_id is not None), None)
             if last is not None:
                 step = (last - self._newest) % IDS
-                self._newest += step
-                if step > len(messages) and not self.replaying:  # it fell back, or left some out
+                # It fell back (it was restarted from an older state), or left some out (as if they had expired).
+                if step > IDS // 2 or (step > len(messages) and not self.replaying):
                     self._start_again()
                     self._begin(last)
+                else:
+                    self._newest += step
                 self.replaying = False
 
     # --- acknowledgements -------------------------------------------------------------------------------------------

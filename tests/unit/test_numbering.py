@@ -135,6 +135,22 @@ def test_ids_that_fall_back_later_are_noticed() -> None:
     assert not numbering.is_shown
 
 
+@pytest.mark.parametrize("more", [1, 100, 5_000])
+def test_a_broker_restarted_from_an_older_state_has_to_show_again_and_can(more: int) -> None:
+    """Mosquitto's database had our redeliveries, but not that the messages behind them had been sent: ids fall back."""
+    numbering = shown(first=100, more=ENOUGH + more)
+    again(numbering, [])
+    assert numbering.opened_by(101, duplicate=True)
+    numbering.redelivered(101)
+    numbering.arrived(under(102))
+    assert not numbering.is_shown
+    assert numbering.acknowledged(1)
+    numbering.settled(numbering.mark(None))
+    numbering.arrived(under(*ids(103, ENOUGH)))
+    assert numbering.is_shown
+    assert again(numbering, ids(103, ENOUGH)).opened_by(103, duplicate=True)
+
+
 def test_a_broker_that_uses_an_id_again_is_never_believed_in_this_session() -> None:
     numbering = Numbering()
     numbering.connected(resumed=False)
