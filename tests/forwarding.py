@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from tests.checking import History, check_history
 from tests.devices import Connection, connected, publish
-from tests.service import Service
+from tests.service import STATE_TIMEOUT, Service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -183,6 +183,15 @@ class Stage:
             await asyncio.sleep(0.1)
 
 
+async def retrying(service: Service, code: str, timeout: float = STATE_TIMEOUT) -> dict[str, Any]:
+    """Wait until the mapping "m" says that it is retrying for this reason."""
+
+    def says_so(status: dict[str, Any]) -> bool:
+        return status["state"] == "retrying" and str(status["reason"]).startswith(f"{code}: ")
+
+    return await service.wait_status("m", says_so, f"m retrying with {code}", timeout)
+
+
 async def quiet(service: Service, name: str = "m", timeout: float = 60.0) -> dict[str, Any]:
     """Wait until the mapping runs and nothing is in flight; its books must balance (design.md, invariant 8)."""
 
@@ -235,4 +244,4 @@ async def patched(service: Service, patch: dict[str, Any], name: str = "m") -> N
     assert response.status_code == 200, response.text
 
 
-__all__ = ["Stage", "Traffic", "act", "check_books", "edit", "patched", "pause", "quiet", "resume"]
+__all__ = ["Stage", "Traffic", "act", "check_books", "edit", "patched", "pause", "quiet", "resume", "retrying"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 import httpx
+import psutil
 import yaml
 
 from tests.brokers.process import BrokerError, Child, free_port
@@ -92,6 +93,11 @@ class Service(Child):
             if self._api is not None:
                 await self._api.aclose()
                 self._api = None
+
+    def private_memory(self) -> int:
+        """The memory that is its own (bytes): the pages of shared libraries are not (docs/decisions/0010)."""
+        private: int = psutil.Process(self.pid).memory_full_info().uss
+        return private
 
     def start(self, env: Mapping[str, str] | None = None) -> None:
         """Write the configuration as it is now in `config`, and start; `wait_ready` waits."""

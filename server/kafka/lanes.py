@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from server.core.acks import Arrival, Delivery
     from server.core.record import Route
 
-# Below this distance from the limit a record's size can't reach it, whatever its key and headers; see `oversized`.
+# What a record may hold beside its value, and an envelope beside base64: an MQTT topic, escaped, has six times 65,535
+# bytes at most. Only payloads that may come near the limit with it are measured; see `oversized`.
 _ROOM_FOR_KEY_AND_HEADERS = 200_000
+_ROOM_FOR_ENVELOPE = 400_000
 
 
 @dataclass(slots=True, eq=False)
@@ -96,11 +98,9 @@ class Flight:
         return chunk, start
 
 
-def oversized(route: Route, value_bytes: int, limit: int) -> int | None:
-    """The record's size if a batch with it alone is larger than `limit` bytes, else None."""
-    if value_bytes < limit - _ROOM_FOR_KEY_AND_HEADERS:
-        return None
-    size = size_of(route.key, value_bytes, route.headers)
+def oversized(route: Route, payload: bytes, limit: int) -> int | None:
+    """The record's size if a batch with it alone is larger than `limit` bytes, else None; nothing is made of it."""
+    size = size_of(route.key, route.value_bytes(payload), route.headers)
     return size if size > limit else None
 
 
@@ -115,7 +115,7 @@ def build(lane: Lane, batch: Any, *, limit: int, now: float) -> tuple[Flight | N
     room = lane.most_records or -1
     pieces: list[tuple[Chunk, int, int]] = []
     records, full, poison = 0, False, None
-    safe = limit - _ROOM_FOR_KEY_AND_HEADERS
+    near = (limit - _ROOM_FOR_KEY_AND_HEADERS - _ROOM_FOR_ENVELOPE) // 4 * 3
     queue = lane.queue
     while queue and not full:
         chunk = queue[0]
@@ -123,13 +123,12 @@ def build(lane: Lane, batch: Any, *, limit: int, now: float) -> tuple[Flight | N
         index = start
         for index in range(start, len(messages)):
             route, message = routes[index], messages[index]
-            payload, plain = message.payload, route.envelope is None
-            value_bytes = len(payload) if plain else route.value_bytes(payload)
-            if value_bytes >= safe and (size := oversized(route, value_bytes, limit)) is not None:
+            payload = message.payload
+            if len(payload) >= near and (size := oversized(route, payload, limit)) is not None:
                 poison = (chunk, index, size)
                 full = True
                 break
-            value = payload if plain else route.value(payload)
+            value = payload if route.envelope is None else route.value(payload)
             if (
                 records == room
                 or append(timestamp=timestamp, key=route.key, value=value, headers=route.headers) is None

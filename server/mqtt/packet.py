@@ -28,11 +28,29 @@ def packet_size(data: bytes | memoryview, offset: int = 0) -> int | None:
 def encoded_length(length: int) -> bytes:
     """A packet's length as it is written, at most 268,435,455 (MQTT 3.1.1, 2.2.3, and MQTT 5.0, 1.5.5)."""
     encoded = bytearray()
-    while length > 0x7F:  # noqa: PLR2004 - seven bits a byte
-        encoded.append(length & 0x7F | 0x80)
+    while True:
+        seven_bits = length & 0x7F
         length >>= 7
-    encoded.append(length)
-    return bytes(encoded)
+        if not length:
+            encoded.append(seven_bits)
+            return bytes(encoded)
+        encoded.append(seven_bits | 0x80)
+
+
+def split_publish(packet: memoryview) -> tuple[bytes, memoryview]:
+    """A whole PUBLISH packet of MQTT 3.1.1 without its payload, and the payload (3.3).
+
+    Of one that has no room for its topic and packet id all is in the first.
+    """
+    start = 2
+    while packet[start - 1] & 0x80:
+        start += 1
+    end = start + 2 + int.from_bytes(packet[start : start + 2], "big") + (2 if packet[0] & 0x06 else 0)
+    if end > len(packet):
+        return bytes(packet), packet[len(packet) :]
+    head = bytearray(packet[:end])
+    head[1:start] = encoded_length(end - start)
+    return bytes(head), packet[end:]
 
 
 def pubacks(packet_ids: list[int]) -> bytes:

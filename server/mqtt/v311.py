@@ -20,7 +20,7 @@ from server.core.lifecycle import Reason
 from server.mqtt import connection as base
 from server.mqtt.connection import REFUSED, SLICE_BYTES, SLICE_PACKETS, BaseConnection
 from server.mqtt.dial import Dialer
-from server.mqtt.packet import encoded_length, packet_size, pubacks
+from server.mqtt.packet import packet_size, pubacks, split_publish
 from server.mqtt.port import ConnectionEndedError, Ended, Granted, SubscriptionRefusedError
 from server.mqtt.readbuffer import SharedBuffer
 from server.mqtt.wire import SocketWire, StreamWire, Wire, tcp_connection
@@ -275,7 +275,7 @@ class Connection(BaseConnection):
             )
         else:
             # Without its payload, of which paho would make six copies.
-            head, self._payload = _split(packet)
+            head, self._payload = split_publish(packet)
             self._decode(head, packet)
             self._payload = _NOTHING
 
@@ -430,15 +430,3 @@ def _client(request: SessionRequest) -> aiomqtt.Client:
         keepalive=broker.keep_alive,
         logger=_QUIET,
     )
-
-
-def _split(publish: memoryview) -> tuple[bytes, memoryview]:
-    """A PUBLISH packet without payload, and the payload; of one that has no room for its topic all is in the first."""
-    start = 2
-    while publish[start - 1] & 0x80:
-        start += 1
-    end = start + 2 + int.from_bytes(publish[start : start + 2], "big") + (2 if publish[0] & 0x06 else 0)
-    if end > len(publish):
-        return bytes(publish), _NOTHING
-    head = bytes([publish[0]]) + encoded_length(end - start) + bytes(publish[start:end])
-    return head, publish[end:]

@@ -17,7 +17,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import psutil
 import typer
 
 from tests.brokers import MqttBroker
@@ -144,15 +143,15 @@ async def memory_run(folder: Path, *, payload: int, qos: int, mappings: int, sec
                     await service.wait_state(name)
                 await asyncio.to_thread(kafka.stop)
                 begin.set()
-                process, end = psutil.Process(service.pid), loop.time() + seconds
+                end = loop.time() + seconds
                 for name in itertools.cycle(names):
-                    most = max(most, process.memory_full_info().uss)
+                    most = max(most, service.private_memory())
                     check_books(await service.wait_status(name, lambda _: True, "an answer"))
                     if loop.time() > end:
                         break
                     await asyncio.sleep(_LOOK_SECONDS)
                 statuses = [await service.wait_state(name, "retrying") for name in names]
-                most = max(most, process.memory_full_info().uss)
+                most = max(most, service.private_memory())
                 service.kill9()  # a drain without Kafka would take its time, and proves nothing here
     received = sum(status["counters"]["received"] for status in statuses)
     return Peak(most, share * mappings + BESIDE_BUDGETS, received)

@@ -58,10 +58,9 @@ class Watch:
         if not self._service.running:
             return None
         try:
-            private: int = psutil.Process(self._service.pid).memory_full_info().uss
+            return self._service.private_memory()
         except psutil.Error:
             return None
-        return private
 
     async def _mappings(self, client: httpx.AsyncClient) -> tuple[MappingSample, ...]:
         try:

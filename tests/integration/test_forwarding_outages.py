@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import pytest
 
 from tests.devices import Device
@@ -157,7 +156,7 @@ async def test_kafka_killed_under_load_loses_nothing_and_bounds_memory(
             traffics.append(traffic)
             await flows.enter_async_context(traffic.flowing(2_000))
             await kafka.wait_for_records(topic, 2_000)
-        idle = {service: _memory(service) for *_, service in running}
+        idle = {service: service.private_memory() for *_, service in running}
         kafka.kill()
         killed, unwell = time.monotonic(), 0
         most = dict(idle)
@@ -166,7 +165,7 @@ async def test_kafka_killed_under_load_loses_nothing_and_bounds_memory(
         while time.monotonic() - killed < 20 or (unwell < len(running) and time.monotonic() - killed < 40):
             unwell = 0
             for *_, service in running:
-                most[service] = max(most[service], _memory(service))
+                most[service] = max(most[service], service.private_memory())
                 assert (await service.api.get("/livez")).status_code == 200
                 assert (await service.api.get("/readyz")).status_code == 200
                 status = await service.status("m")
@@ -188,16 +187,10 @@ async def test_kafka_killed_under_load_loses_nothing_and_bounds_memory(
         for (own, topic, service), traffic, repeatable in zip(running, traffics, in_flight, strict=True):
             history = await own.outcome(service, topic, traffic.published)
             assert history.problems(repeats_allowed=repeatable) == []
-            most[service] = max(most[service], _memory(service))
+            most[service] = max(most[service], service.private_memory())
     for service, before in idle.items():
         grown = most[service] - before
         assert grown < budget + 20 * MEGABYTE, f"from {before / MEGABYTE:.0f} MB by {grown / MEGABYTE:.0f} MB"
-
-
-def _memory(service: Service) -> int:
-    # Private memory: the pages of shared libraries are not the process's own (docs/decisions/0010).
-    private: int = psutil.Process(service.pid).memory_full_info().uss
-    return private
 
 
 @pytest.mark.parametrize("protocol", ["5"])
@@ -207,7 +200,7 @@ async def test_the_process_takes_less_than_100_mb_beside_its_budgets(stage: Stag
     async with stage.running(stage.mapping(topic, buffer_bytes=1024)) as service:
         await traffic.burst(1_000)
         assert (await stage.outcome(service, topic, traffic.published)).problems() == []
-        assert _memory(service) < 100 * MEGABYTE
+        assert service.private_memory() < 100 * MEGABYTE
 
 
 @pytest.mark.timeout(240)

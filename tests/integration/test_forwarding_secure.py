@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.brokers.secure import KINDS, WITH_CERTIFICATE, Authority, PemFiles, SecureMosquitto
-from tests.forwarding import Stage, quiet
+from tests.forwarding import Stage, quiet, retrying
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.service import Service
 
 MESSAGES = 3_000
 
@@ -41,15 +40,6 @@ def broker(authority: Authority, tmp_path: Path) -> Iterator[SecureMosquitto]:
 def secured(stage: Stage, broker: SecureMosquitto) -> Stage:
     """Return a stage whose devices publish to the broker's plain port."""
     return replace(stage, mosquitto=broker)
-
-
-async def retrying(service: Service, code: str) -> str:
-    """Wait until the mapping says that it is retrying for this reason; returns what it says."""
-
-    def says_so(status: dict[str, object]) -> bool:
-        return status["state"] == "retrying" and str(status["reason"]).startswith(f"{code}: ")
-
-    return str((await service.wait_status("m", says_so, f"m retrying with {code}"))["reason"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,7 +80,7 @@ async def test_a_certificate_that_expires_at_a_running_broker_is_named_until_it_
         await quiet(service)
         broker.server = authority.issue("expired", "127.0.0.1", expired=True)
         await asyncio.to_thread(broker.restart)
-        assert "has expired" in await retrying(service, "mqtt_certificate_expired")
+        assert "has expired" in (await retrying(service, "mqtt_certificate_expired"))["reason"]
         await traffic.burst(500)  # the session is there, so the broker queues
         broker.server = authority.issue("renewed", "127.0.0.1")
         await asyncio.to_thread(broker.restart)
@@ -108,13 +98,13 @@ async def test_certificates_that_are_mounted_late_and_change_need_no_restart(
     service = secured.service(secured.mapping(topic), mqtt=broker.mqtt("mtls", mine))
     async with service:
         await service.wait_ready()
-        said = await retrying(service, "mqtt_tls_files")
+        said = (await retrying(service, "mqtt_tls_files"))["reason"]
         assert f"mqtt.tls.client_cert ({mine.cert}) can't be used: No such file or directory" in said
         issued = authority.issue("first", "forwarder", expired=True)
         mounted.mkdir()
         mine.key.symlink_to(issued.key)
         mine.cert.symlink_to(issued.cert)
-        assert "has expired" in await retrying(service, "mqtt_client_certificate")
+        assert "has expired" in (await retrying(service, "mqtt_client_certificate"))["reason"]
         authority.issue("first", "forwarder")  # in the place of those that have expired
         await service.wait_state("m")
         await traffic.burst(500)
@@ -133,7 +123,7 @@ async def test_credentials_that_are_revoked_stop_a_mapping_until_they_are_grante
         async with replace(stage, mosquitto=broker).running(stage.mapping(topic), mqtt=settings) as service:
             broker.set_passwords({"other": "password"})
             await asyncio.to_thread(broker.reload)
-            said = await retrying(service, "mqtt_not_authorized")
+            said = (await retrying(service, "mqtt_not_authorized"))["reason"]
             assert "mqtt.credentials" in said
             broker.set_passwords(known)
             await asyncio.to_thread(broker.reload)

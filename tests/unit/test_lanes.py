@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from server.core.acks import Arrival
-from server.core.record import Route, size_of
+from server.core.mapping import Mapping
+from server.core.record import Route, compile_record, size_of
 from server.kafka.lanes import Chunk, Flight, Lane, build, oversized
 
 _NO_LIMIT = 100_000_000
@@ -132,13 +133,30 @@ def test_what_stands_before_a_record_over_the_limit_goes_first() -> None:
 
 @pytest.mark.parametrize("size", [1, 1_000, 300_000])
 def test_a_record_exactly_as_large_as_the_limit_is_sent(size: int) -> None:
-    exactly = size_of(_ROUTE.key, size, _ROUTE.headers)
-    assert oversized(_ROUTE, size, exactly) is None
-    assert oversized(_ROUTE, size, exactly - 1) == exactly
+    value = b"x" * size
+    exactly = size_of(_ROUTE.key, len(value), _ROUTE.headers)
+    assert oversized(_ROUTE, value, exactly) is None
+    assert oversized(_ROUTE, value, exactly - 1) == exactly
 
 
 def test_a_small_record_is_not_measured_against_a_large_limit() -> None:
-    assert oversized(_ROUTE, 1, _NO_LIMIT) is None
+    assert oversized(_ROUTE, b"x", _NO_LIMIT) is None
+
+
+@pytest.mark.parametrize("topic", ["a", "\x01" * 65_535], ids=["short", "six times as long in JSON"])
+@pytest.mark.parametrize("size", [1_000, 300_000, 3_000_000])
+def test_a_wrapped_record_exactly_as_large_as_the_limit_is_sent_and_a_larger_one_is_not(topic: str, size: int) -> None:
+    mapping = Mapping.model_validate(
+        {"name": "m", "mqtt": {"topic": "#"}, "kafka": {"topic": "k"}, "wrap_as_json": True}
+    )
+    route = compile_record(mapping).route(topic)
+    payload = b"x" * size
+    exactly = size_of(route.key, len(route.value(payload)), route.headers)
+    flight, poison = build(_lane(_chunk(payload, route=route)), _batch(exactly), limit=exactly, now=0.0)
+    assert flight is not None
+    assert poison is None
+    chunk = _chunk(payload, route=route)
+    assert build(_lane(chunk), _batch(exactly), limit=exactly - 1, now=0.0) == (None, (chunk, 0, exactly))
 
 
 @settings(deadline=None)
