@@ -92,6 +92,12 @@ class Link:
         """Done when the link is."""
         return self._task
 
+    @property
+    def left_by_client(self) -> bool:
+        """Whether the client has closed, though there may be bytes of it left to read."""
+        state: int = self._ends[Direction.DOWN].getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        return state in {_TCP_CLOSE, _TCP_CLOSE_WAIT}
+
     def over(self) -> None:
         """Note that an end is gone."""
         if not self._over:
@@ -132,7 +138,7 @@ class Link:
     async def _pass(self) -> None:
         client = self._ends[Direction.DOWN]
         await self._proxy.permitted(Direction.UP)
-        if _has_closed(client):
+        if self.left_by_client:
             return  # while it was blocked; the broker must not hear its CONNECT now, behind that of a later one
         server = self._ends[Direction.UP] = await _connected(self._proxy.target)
         self.tap = self._proxy.tap_for(self)
@@ -364,12 +370,6 @@ async def _connected(address: tuple[str, int]) -> socket.socket:
         server.close()
         raise
     return server
-
-
-def _has_closed(end: socket.socket) -> bool:
-    """Whether the other side of this socket has closed it, though there may be bytes left to read."""
-    state: int = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-    return state in {_TCP_CLOSE, _TCP_CLOSE_WAIT}
 
 
 def _prepare(end: socket.socket) -> None:
