@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,19 @@ if TYPE_CHECKING:
 Path = tuple[str | int, ...]
 
 
+# Where a key ends to whoever wrote it: `{password secret}` and `{password:secret}` are keys as a whole to YAML.
+_END_OF_WORD = re.compile("[ \t:]")
+
+
 def dotted(path: Path) -> str:
-    """Write a path as `forwarding[0].kafka.topic`."""
+    """Write a path as `forwarding[0].kafka.topic`; of a key of several words the first, the others may be a secret."""
     written = ""
     for step in path:
-        written += f"[{step}]" if isinstance(step, int) else f".{step}" if written else step
+        if isinstance(step, int):
+            written += f"[{step}]"
+        else:
+            word = _END_OF_WORD.split(step, maxsplit=1)[0]
+            written += ("." if written else "") + (word if word == step else f"{word}…")
     return written
 
 

@@ -88,7 +88,7 @@ class _Reading:
     def __init__(self, source: str, written: Table, environ: Environ[str, str]) -> None:
         self._source = source
         self._problems = [
-            Problem(written.key_lines[key], key, "unknown key" + did_you_mean(key, _SECTIONS))
+            Problem(written.key_lines[key], dotted((key,)), "unknown key" + did_you_mean(key, _SECTIONS))
             for key in written.entries
             if key not in _SECTIONS
         ]

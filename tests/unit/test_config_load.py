@@ -506,6 +506,27 @@ def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
     assert load_config(file, {}).mqtt.host == "h"
 
 
+@pytest.mark.parametrize(
+    "gone_wrong", ["password hunter2", "password hunter2: x", "password\thunter2: ", "password:hunter2: x"]
+)
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("mqtt: {{host: h, credentials: {{username: u, {}}}}}", "mqtt.credentials.password…: unknown key"),
+        ("{{{}}}", "password…: unknown key"),
+        ("mqtt: {{host: h, {0}, {0}}}", "mqtt.password…: duplicate key, first used in line 1"),
+        ("kafka: {{bootstrap_server: h, config: {{{}, x: 1}}}}", "kafka.config.x: unknown option"),
+    ],
+)
+def test_what_follows_a_key_in_its_place_is_not_shown_for_it_may_be_a_secret(
+    written: str, said: str, gone_wrong: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_config(written.format(gone_wrong), {}, "config.yaml")
+    assert "hunter2" not in str(raised.value)
+    assert f"config.yaml:1: {said}" in str(raised.value)
+
+
 def test_a_secret_behind_a_colon_without_a_space_is_not_shown_as_a_key() -> None:
     credentials = "{username: u, password:hunter2, password:hunter2}"
     assert _lines(f"mqtt: {{host: h, credentials: {credentials}}}\nkafka: {{}}\n") == [
@@ -516,7 +537,7 @@ def test_a_secret_behind_a_colon_without_a_space_is_not_shown_as_a_key() -> None
 
 
 @pytest.mark.parametrize(
-    ("key", "shown"), [("a\\nconfig.yaml:9: b", "a\\nconfig.yaml:9: b"), ("\\u2028", "\\u2028"), ("\\e[2J", "\\x1b[2J")]
+    ("key", "shown"), [("a\\nconfig.yaml:9: b", "a\\nconfig.yaml…"), ("\\u2028", "\\u2028"), ("\\e[2J", "\\x1b[2J")]
 )
 def test_a_key_can_not_write_a_line_or_a_terminal_code_of_its_own(key: str, shown: str) -> None:
     assert _lines(f'{_SECTIONS}"{key}": 5\n') == [f"config.yaml:3: {shown}: unknown key"]
