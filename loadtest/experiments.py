@@ -117,6 +117,11 @@ class Experiments:
         return self._contest("drain, QoS 1", [SERVICE, TEMPLATED, *self._prototype, PLAIN], measure)
 
     @cached_property
+    def broker_alone(self) -> Sequence[float]:
+        """Messages a second of the same drain without a forwarder, by round: what the MQTT broker gives at most."""
+        return [modes.broker_alone(self._site, Workload(self.scale.drain)) for _ in range(self.scale.rounds)]
+
+    @cached_property
     def live(self) -> Results:
         """Publishing at full speed."""
         return self._live("live, QoS 1", Workload(self.scale.live))

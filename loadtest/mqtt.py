@@ -28,6 +28,7 @@ RECEIVE_MAXIMUM = 65_534
 _READ_BYTES = 256 * 1024
 
 _PUBACK, _PUBREC, _PUBREL, _PUBCOMP = 0x40, 0x50, 0x62, 0x70
+_PUBLISH_QOS1 = 0x32  # without the bits that say redelivered and retained
 
 
 class MqttError(ConnectionError):
@@ -82,6 +83,28 @@ class Connection:
         else:
             self._decode(data)
         return True
+
+    def take(self, messages: int) -> None:
+        """Take so many QoS 1 messages and acknowledge each, a read at a time, without looking at what they say.
+
+        It stands for the fastest reader there can be. It must be the first call on the connection.
+        """
+        # Some may have come along with CONNACK.
+        taken, data = len(self.messages), self._rest
+        acks = bytearray().join(
+            [mqtt5.PubAckPacket(each.packet_id).write() for each in self.messages if each.packet_id]
+        )
+        while True:
+            self.write(acks)
+            if taken >= messages:
+                break
+            if not self._readable(ANSWER_TIMEOUT):
+                raise MqttError(f"nothing more within {ANSWER_TIMEOUT:g} s, after {taken} of {messages} messages")
+            received = self._socket.recv(_READ_BYTES)
+            if not received:
+                raise MqttError("the broker closed the connection")
+            data, acks = _acknowledgements(data + received)
+            taken += len(acks) // 4
 
     def disconnect(self) -> None:
         """Say goodbye, and wait until the broker has closed, so that nothing written before is lost."""
@@ -143,6 +166,25 @@ class Connection:
         raise MqttError(f"no {kind.__name__} within {ANSWER_TIMEOUT:g} s")
 
 
+def _acknowledgements(data: bytes) -> tuple[bytes, bytearray]:
+    """PUBACKs for all whole PUBLISH packets at QoS 1 in `data`, and what is left of it."""
+    acks, begin, length = bytearray(), 0, len(data)
+    while begin + 5 <= length:  # the most that a packet's kind and its length take
+        body = begin + 2
+        size, shift = data[begin + 1] & 127, 7
+        while data[body - 1] & 128:
+            size |= (data[body] & 127) << shift
+            body, shift = body + 1, shift + 7
+        if body + size > length:
+            break
+        if data[begin] & 0xF6 != _PUBLISH_QOS1:
+            raise MqttError(f"a packet that is no message: {data[begin]:#04x}")
+        packet_id = body + 2 + (data[body] << 8 | data[body + 1])
+        acks += b"\x40\x02" + data[packet_id : packet_id + 2]
+        begin = body + size
+    return data[begin:], acks
+
+
 @contextmanager
 def connected(endpoint: MqttEndpoint, client_id: str = "", **options: Any) -> Iterator[Connection]:
     """Open a connection and leave it with DISCONNECT; `options` are those of mqtt5.ConnectPacket."""
@@ -158,6 +200,14 @@ def create_session(endpoint: MqttEndpoint, client_id: str, pattern: str, qos: in
     """Make a session that queues what matches, for a forwarder that does not subscribe by itself."""
     with connected(endpoint, client_id, clean_start=True, session_expiry_interval=SESSION_EXPIRY) as connection:
         connection.subscribe(pattern, qos)
+
+
+@contextmanager
+def last_connection(endpoint: MqttEndpoint, client_id: str) -> Iterator[Connection]:
+    """Resume a session, with as much in flight as the protocol allows; it ends with the connection."""
+    options = {"clean_start": False, "session_expiry_interval": 0, "receive_max": RECEIVE_MAXIMUM}
+    with connected(endpoint, client_id, **options) as connection:
+        yield connection
 
 
 def publish_one(endpoint: MqttEndpoint, topic: str, payload: bytes) -> None:

@@ -115,8 +115,7 @@ class Trial:
     def unacknowledged(self) -> int:
         """How many messages its session still holds (at most a receive maximum); ends it. It must be stopped."""
         address = self.site.mqtt
-        options = {"clean_start": False, "session_expiry_interval": 0, "receive_max": mqtt.RECEIVE_MAXIMUM}
-        with mqtt.connected(address, self.command.client_id, **options) as connection:
+        with mqtt.last_connection(address, self.command.client_id) as connection:
             mqtt.publish_one(address, topic_name(self.task.prefix, 0), probe())
             left = 0
             # More than the receive maximum hide the probe.

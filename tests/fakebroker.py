@@ -11,9 +11,7 @@ import atexit
 import contextlib
 import functools
 import shutil
-import socket
 import ssl
-import struct
 import tempfile
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,6 +23,8 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
+
+from tests.sockets import reset_on_close
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -121,8 +121,7 @@ class Peer:
 
     def reset(self) -> None:
         """Close with a TCP reset."""
-        raw = self._writer.get_extra_info("socket")
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(self._writer.get_extra_info("socket"))
         self._writer.transport.abort()
 
 

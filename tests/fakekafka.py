@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiokafka.errors import KafkaError, for_code
-from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
 from server.kafka import sink
+from server.kafka.batch import RecordBatch
 from server.kafka.producer import Producer as RealProducer
 
 if TYPE_CHECKING:
@@ -135,12 +135,13 @@ class FakeProducer:
         self.abandoned = False
         self.failed: set[tuple[str, int]] = set()
         self.in_flight: dict[tuple[str, int], Sent] = {}
+        self._handed_over: list[Sent] = []
         self.watched: set[str] = set()
         self.known: dict[str, int] = {}
         self._asked: list[asyncio.Future[bool]] = []
 
-    def create_batch(self) -> BatchBuilder:
-        return BatchBuilder(self.max_batch_size, 0)
+    def create_batch(self) -> RecordBatch:
+        return RecordBatch(self.max_batch_size, 0)
 
     def watch(self, topic: str) -> None:
         self.watched.add(topic)
@@ -180,22 +181,27 @@ class FakeProducer:
     def leaderless(self, topic: str) -> list[int]:
         return self.kafka.leaderless.get(topic, [])
 
-    async def send(self, batch: BatchBuilder, topic: str, partition: int) -> asyncio.Future[Any]:
+    def hand_over(self, batch: RecordBatch, topic: str, partition: int) -> asyncio.Future[Any]:
         assert not self.abandoned
         assert partition < self.known[topic]
         at = topic, partition
         assert at not in self.failed, "sent behind a failed batch of the same partition"
         before = self.in_flight.get(at)
         assert before is None or before.future.done(), "two batches of one partition in flight"
-        await asyncio.sleep(0)
         batch.close()
         loop = asyncio.get_running_loop()
         size = batch.size()
         sent = Sent(self, topic, partition, read(batch), size, loop.create_future(), loop.time())
         self.in_flight[at] = sent
-        self.kafka.sent.append(sent)
-        sent.answer(self.kafka.judge(sent))
+        self._handed_over.append(sent)
         return sent.future
+
+    def flush(self) -> None:
+        assert not self.abandoned
+        handed_over, self._handed_over = self._handed_over, []
+        for sent in handed_over:
+            self.kafka.sent.append(sent)
+            sent.answer(self.kafka.judge(sent))
 
     async def abandon(self) -> None:
         self.abandoned = True
@@ -207,7 +213,7 @@ class FakeProducer:
             asked.cancel()
 
 
-def read(batch: BatchBuilder) -> list[Written]:
+def read(batch: RecordBatch) -> list[Written]:
     """The records of a closed batch, from its bytes."""
     records = MemoryRecords(bytes(batch._build()))
     found = []

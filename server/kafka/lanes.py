@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from server.core.acks import Arrival, Delivery
     from server.core.record import Route
+    from server.kafka.batch import RecordBatch
 
 # What a record may hold beside its value, and an envelope beside base64: an MQTT topic, escaped, has six times 65,535
 # bytes at most. Only payloads that may come near the limit with it are measured; see `oversized`.
@@ -104,13 +105,15 @@ def oversized(route: Route, payload: bytes, limit: int) -> int | None:
     return size if size > limit else None
 
 
-def build(lane: Lane, batch: Any, *, limit: int, now: float) -> tuple[Flight | None, tuple[Chunk, int, int] | None]:
-    """Fill an aiokafka batch from the front of the lane's queue.
+def build(
+    lane: Lane, batch: RecordBatch, *, limit: int, now: float
+) -> tuple[Flight | None, tuple[Chunk, int, int] | None]:
+    """Fill an empty batch from the front of the lane's queue.
 
     Returns the flight (None if not a single record fits) and, if one stands at the front now that is larger than
     `limit` bytes, that record as (chunk, index, size).
     """
-    append = batch.append
+    encode = batch.encode
     timestamp = int(time.time() * 1000)  # one for all: each would ask the clock
     room = lane.most_records or -1
     pieces: list[tuple[Chunk, int, int]] = []
@@ -129,10 +132,7 @@ def build(lane: Lane, batch: Any, *, limit: int, now: float) -> tuple[Flight | N
                 full = True
                 break
             value = payload if route.envelope is None else route.value(payload)
-            if (
-                records == room
-                or append(timestamp=timestamp, key=route.key, value=value, headers=route.headers) is None
-            ):
+            if records == room or encode(records, timestamp, route.key, value, route.headers) is None:
                 full = True
                 break
             records += 1
@@ -145,4 +145,5 @@ def build(lane: Lane, batch: Any, *, limit: int, now: float) -> tuple[Flight | N
             queue.popleft()
     if not records:
         return None, poison
+    batch.filled(records)
     return Flight(lane, pieces, records, batch.size(), now, batch), poison

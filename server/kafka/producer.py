@@ -13,29 +13,32 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import aiokafka.errors
-from aiokafka import AIOKafkaProducer
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import BrokerResponseError, KafkaConnectionError, KafkaError
+from aiokafka.producer.transaction_manager import TransactionManager
 
 from server.core.failures import Failure, Kind, kafka_failure
 from server.core.lifecycle import Reason
-from server.kafka.connecting import explain_failed_connections, notice_refused_tokens
+from server.kafka.connecting import explain_failed_connections, notice_refused_tokens, retrieve_resets
 from server.kafka.oauth import Tokens
+from server.kafka.sender import LeanProducer, fail_all
 from server.kafka.tls import ConfigurationError, ReloadedContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from aiokafka.structs import TopicPartition
 
     from server.core.kafka_options import KafkaOptions
 
 DEFAULT_LINGER_SECONDS = 0.006
 START_TIMEOUT_SECONDS = 10.0
 _ABANDON_TIMEOUT_SECONDS = 2.0
-_STEP_SECONDS = 0.2
-# A producer without Kafka connects twice in each of these times (0.2 ms of CPU each): what is right for one is too
-# often for hundreds, which took 37 % of a core with 200 mappings.
+# A producer without Kafka connects twice in each of these times. What is right for one is too often for hundreds: at
+# 100 ms each, 200 mappings took 37 % of a core, 0.2 ms a time. With this much more for each there are 100 times a
+# second for all together, until there are 200.
 _RETRY_BACKOFF_MS = 100
-_RETRY_BACKOFF_MS_PER_SINK = 3
+_RETRY_BACKOFF_MS_PER_SINK = 10
 _MOST_RETRY_BACKOFF_MS = 2_000
 
 
@@ -91,9 +94,25 @@ def _take_closed_transports_for_lost() -> None:
         setattr(AIOKafkaConnection, name, translated(getattr(AIOKafkaConnection, name)))
 
 
+def _number_records_as_kafka_does() -> None:
+    """Let a partition's sequence numbers begin with 0 again after 2^31 - 1.
+
+    aiokafka goes on with negative ones, which Kafka answers with INVALID_RECORD: a good record would pass for poison.
+    Kafka's own client does the same as this (DefaultRecordBatch.incrementSequence).
+    """
+
+    def increment(transactions: TransactionManager, at: TopicPartition, records: int) -> None:
+        numbers = transactions._sequence_numbers  # noqa: SLF001
+        numbers[at] = (numbers[at] + records) % 2**31
+
+    TransactionManager.increment_sequence_number = increment
+
+
 _take_closed_transports_for_lost()
+_number_records_as_kafka_does()
 explain_failed_connections()
 notice_refused_tokens()
+retrieve_resets()
 
 
 def classify(error: BaseException, *, topic: str, servers: str = "") -> Failure:
@@ -155,9 +174,11 @@ class Cluster:
 class Producer:
     """A started producer."""
 
-    def __init__(self, aiokafka_producer: AIOKafkaProducer) -> None:
+    def __init__(self, aiokafka_producer: LeanProducer) -> None:
         self._producer = aiokafka_producer
         self.create_batch = aiokafka_producer.create_batch
+        self.hand_over = aiokafka_producer.hand_over
+        self.flush = aiokafka_producer.flush
 
     @classmethod
     async def start(cls, cluster: Cluster, *, max_batch_size: int) -> Producer:
@@ -171,7 +192,7 @@ class Producer:
         arguments = cluster.arguments(max_batch_size=max_batch_size)
         producer: Producer | None = None
         try:
-            producer = cls(AIOKafkaProducer(**arguments))
+            producer = cls(LeanProducer(**arguments))
             async with asyncio.timeout(START_TIMEOUT_SECONDS):
                 await producer._producer.start()
         except BaseException as error:
@@ -227,44 +248,26 @@ class Producer:
         known = cluster.partitions_for_topic(topic) or set()
         return sorted(known - (cluster.available_partitions_for_topic(topic) or set()))
 
-    async def send(self, batch: Any, topic: str, partition: int) -> asyncio.Future[Any]:
-        """Hand a batch over; the future is done when Kafka has answered for it. The caller limits how long it waits.
-
-        Raises:
-            KafkaError: the producer can take no more batches.
-        """
-        batch.close()
-        future: asyncio.Future[Any] = await self._producer.send_batch(batch, topic, partition=partition)
-        return future
-
     async def abandon(self) -> None:
         """End the producer so that it writes nothing more, whatever Kafka does.
 
         `stop()` would wait for batches that Kafka does not take, and a sender left behind would deliver them later,
-        next to our resends. So: no new connections, close those that are, then cancel the sender until it is gone.
+        next to our resends. So: no new connections, give up every request, also those that wait for a connection, then
+        close the connections with what waits in them for room in a socket.
         """
         producer, client = self._producer, self._producer.client
         client._get_conn = _no_connection  # noqa: SLF001 - aiokafka has no public way to end without flushing
         producer._closed = True  # noqa: SLF001 - its finalizer would warn of a producer left open
-        accumulator, sender = producer._message_accumulator, producer._sender.sender_task  # noqa: SLF001
+        await producer.end(_ABANDON_TIMEOUT_SECONDS)
         if client._sync_task is not None and client._sync_task.done():  # noqa: SLF001
             client._sync_task = None  # noqa: SLF001 - if it crashed, `close` would raise that and close nothing
+        for connection in client._conns.values():  # noqa: SLF001
+            if connection._writer is not None:  # noqa: SLF001
+                connection._writer.transport.abort()  # noqa: SLF001 - `close` would write what waits, however late
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ABANDON_TIMEOUT_SECONDS):
                 await client.close()
-        deadline = asyncio.get_running_loop().time() + _ABANDON_TIMEOUT_SECONDS
-        while sender is not None and not sender.done() and asyncio.get_running_loop().time() < deadline:
-            # It takes one cancellation to leave the loop and one for each exchange it then waits for.
-            sender.cancel()
-            await asyncio.wait([sender], timeout=_STEP_SECONDS)
-        # A batch that waits for its next attempt is not in `_pending_batches`, where its callback will look for it, and
-        # nobody asks whether it was drained.
-        unsent = [batch for queue in accumulator._batches.values() for batch in queue]  # noqa: SLF001
-        accumulator._pending_batches.update(unsent)  # noqa: SLF001
-        accumulator.fail_all(KafkaError("the producer was abandoned"))
-        for batch in unsent:
-            if not batch._drain_waiter.cancelled():  # noqa: SLF001
-                batch._drain_waiter.exception()  # noqa: SLF001
+        fail_all(producer._message_accumulator, KafkaError("the producer was abandoned"))  # noqa: SLF001
 
 
 async def _no_connection(*_: Any, **__: Any) -> None:

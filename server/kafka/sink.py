@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 # retry such a request for ever.
 DEFAULT_RECORD_LIMIT = 100_000_000
 _IN_FLIGHT_BYTES = 32 * 1024 * 1024
-_HAND_OVER_SECONDS = 5.0
 _LAST_ANSWERS_SECONDS = 2.0
 _UNNAMED_ATTEMPTS = 3
 _SMALLEST_BATCH_BYTES = 16_384
@@ -104,6 +103,7 @@ class Sink:
         outcomes: Outcomes,
         random: Callable[[], float],
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._cluster = cluster
         self._on_poison = mapping.on_poison
         self._window = window
@@ -206,8 +206,11 @@ class Sink:
         while True:
             self._wake.clear()
             missing = self._outbox.follow(producer.partitions)
-            await self._confirm()
-            await self._send(producer)
+            failed = self._failed()
+            if failed is not None:
+                await self._last_answers()
+                raise failed
+            self._send(producer)
             if self._fatal is not None:
                 await self._last_answers()
                 raise SinkStoppedError(self._fatal)
@@ -221,12 +224,11 @@ class Sink:
 
     def _look_within(self, seconds: float) -> None:
         """Not in every round, of which there are hundreds a second: one timer, moved only if it would come too late."""
-        loop = asyncio.get_running_loop()
-        if self._alarm is not None and self._alarm.when() > loop.time() + seconds:
+        if self._alarm is not None and self._alarm.when() > self._loop.time() + seconds:
             self._alarm.cancel()
             self._alarm = None
         if self._alarm is None:
-            self._alarm = loop.call_later(seconds, self._look_soon)
+            self._alarm = self._loop.call_later(seconds, self._look_soon)
 
     def _look_soon(self) -> None:
         self._alarm = None
@@ -235,21 +237,26 @@ class Sink:
 
     # --- sending ----------------------------------------------------------------------------------------------------
 
-    async def _send(self, producer: Producer) -> None:
+    def _send(self, producer: Producer) -> None:
         """Send what is ready."""
         if not self._outbox.ready:
             return
         now = time.monotonic()
-        async with asyncio.timeout(_HAND_OVER_SECONDS):  # one for all: it costs as much as handing over
-            for lane in list(self._outbox.ready):
-                if self.in_flight_bytes > _IN_FLIGHT_BYTES:
-                    break
-                if lane.partition >= self._outbox.topics[lane.topic].visible:
-                    continue  # send_batch would wait for its metadata, and hold up the others
-                del self._outbox.ready[lane]
-                flight = self._build(lane, producer, now)
-                if flight is not None:
-                    await self._dispatch(producer, flight)
+        for lane in list(self._outbox.ready):
+            if self.in_flight_bytes > _IN_FLIGHT_BYTES:
+                break
+            if lane.partition >= self._outbox.topics[lane.topic].visible:
+                continue  # its metadata are on their way
+            del self._outbox.ready[lane]
+            flight = self._build(lane, producer, now)
+            if flight is None:
+                continue
+            lane.flight = flight
+            if self.in_flight_bytes and self.in_flight_bytes + flight.size > DEFAULT_RECORD_LIMIT:
+                self._outbox.take_back(flight)  # all of it may go to one node, in one request
+                break
+            self._dispatch(producer, flight)
+        producer.flush()
         self._look_within(self._watch.patience)
 
     def _build(self, lane: Lane, producer: Producer, now: float) -> Flight | None:
@@ -270,12 +277,11 @@ class Sink:
             )
         return None
 
-    async def _dispatch(self, producer: Producer, flight: Flight) -> None:
+    def _dispatch(self, producer: Producer, flight: Flight) -> None:
         lane = flight.lane
-        lane.flight = flight
         self._flights.add(flight)
         self.in_flight_bytes += flight.size
-        flight.future = await producer.send(flight.batch, lane.topic, lane.partition)
+        flight.future = producer.hand_over(flight.batch, lane.topic, lane.partition)
         flight.batch = None
         flight.future.add_done_callback(functools.partial(self._answered, flight))
 
@@ -287,13 +293,12 @@ class Sink:
 
     # --- confirmations ----------------------------------------------------------------------------------------------
 
-    async def _confirm(self) -> None:
+    def _failed(self) -> _BatchFailedError | None:
+        """Account for what was answered; returns a failure, if there is one."""
         failed = self._take_answers()
         if failed is None and self._look_due:
             failed = self._stranded()
-        if failed is not None:
-            await self._last_answers()
-            raise failed
+        return failed
 
     def _stranded(self) -> _BatchFailedError | None:
         """A batch for a partition that is gone, if there is one: aiokafka would try it again for 40 s."""

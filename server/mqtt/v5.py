@@ -114,7 +114,7 @@ class Connection(BaseConnection, asyncio.BufferedProtocol):
             return
         offset, total = 0, len(data)
         while offset < total and not self._reading_paused:
-            packets, end, malformed = _decode(data, offset)
+            packets, end, malformed = decode(data, offset)
             used = end - offset
             self._dispatch(packets, used)
             offset = end
@@ -342,7 +342,7 @@ class Connection(BaseConnection, asyncio.BufferedProtocol):
             raise self.no_answer(name) from None
 
 
-def _decode(data: memoryview, offset: int) -> tuple[list[Any], int, str | None]:
+def decode(data: memoryview, offset: int) -> tuple[list[Any], int, str | None]:
     """A slice of the packets that are complete, from `offset` on.
 
     Returns them, where they end, and what is wrong with the one after them, if anything is.

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import struct
 from collections import deque
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from tests.brokers.process import free_port
+from tests.sockets import reset_on_close
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -379,5 +379,5 @@ def _prepare(end: socket.socket) -> None:
 
 def _reset(end: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset_on_close(end)
     end.close()

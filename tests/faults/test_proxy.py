@@ -17,6 +17,7 @@ from tests.faults.load import Load, identify
 from tests.faults.packets import Framer
 from tests.faults.proxy import PARTITION, Direction, Proxy
 from tests.faults.tap import WireTap
+from tests.realtime import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -86,12 +87,6 @@ async def client(proxy: Proxy) -> AsyncIterator[Client]:
         yield Client(reader, writer)
     finally:
         writer.close()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(SOON):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 # --- conditions -------------------------------------------------------------------------------------------------------

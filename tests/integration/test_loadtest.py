@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from loadtest import bench, modes
+from loadtest import bench, modes, mqtt
 from loadtest.crew import publishers, run_all
 from loadtest.endpoints import KafkaEndpoint, MqttEndpoint, Tls
 from loadtest.experiments import Scale
@@ -59,6 +59,7 @@ async def loadtest(mosquitto: MqttBroker, kafka: KafkaCluster, *arguments: str) 
     return await process.wait(), said.decode()
 
 
+@pytest.mark.alone  # it holds a rate
 async def test_at_a_pace_against_another_with_all_reports(
     mosquitto: MqttBroker, kafka: KafkaCluster, tmp_path: Path
 ) -> None:
@@ -113,6 +114,36 @@ async def test_a_session_is_drained_through_a_small_window(site: Site) -> None:
     assert 0 < found.cpu_micros < 100_000
     assert set(found.cpu) == {"forwarder", "mosquitto", "window", "all others"}
     assert found.latencies.count == 2_000
+
+
+@pytest.mark.parametrize("size", ["16", "150", "20000"])
+def test_what_is_taken_is_acknowledged(site: Site, size: str) -> None:
+    resumed = {"clean_start": False, "session_expiry_interval": 60, "receive_max": 100}
+    mqtt.create_session(site.mqtt, "taker", "taken/#", 1)
+    with publishers(site.mqtt, "taken", Workload(1_000, size, topics=10)) as workers:
+        run_all(workers, 30, lambda: None)
+    with mqtt.connected(site.mqtt, "taker", **resumed) as connection:
+        connection.take(1_000)
+    mqtt.publish_one(site.mqtt, "taken/last", b"last")
+    with mqtt.connected(site.mqtt, "taker", **resumed) as connection:
+        while not connection.messages:
+            assert connection.read(10)
+        assert [message.payload for message in connection.messages] == [b"last"]
+
+
+def test_the_rate_of_the_broker_alone(site: Site) -> None:
+    assert modes.broker_alone(site, Workload(1_000)) > 0
+
+
+def test_to_take_more_than_there_is_ends_with_an_error(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mqtt, "ANSWER_TIMEOUT", 0.5)
+    mqtt.create_session(site.mqtt, "taker", "taken/#", 1)
+    mqtt.publish_one(site.mqtt, "taken/last", b"last")
+    with (
+        mqtt.connected(site.mqtt, "taker", clean_start=False, session_expiry_interval=0) as connection,
+        pytest.raises(mqtt.MqttError, match="after 1 of 2 messages"),
+    ):
+        connection.take(2)
 
 
 async def test_what_ends_in_the_middle_is_an_error_with_its_log(site: Site) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import socket
-import struct
 import weakref
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from tests.brokers import MqttBroker
 from tests.devices import publish, session_exists
 from tests.fakebroker import DISCONNECT, PINGREQ, PUBACK, PUBCOMP, SUBSCRIBE, fake_broker, packet, pubrel
 from tests.integration.test_mqtt_5 import Collector, Version, ended, numbered, request, subscriptions
+from tests.sockets import reset_on_close
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -302,7 +302,7 @@ def test_a_reset_behind_messages_is_noticed_at_once() -> None:
             await loop.sock_sendall(end, old.speak.connack())
             connection = await connecting
             end.send(old.speak.publish("a", b"before"))
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            reset_on_close(end)
             end.close()
             assert (await ended(connection)).reason.code == "mqtt_connection_lost"
             assert [message.payload for message in collector.messages] == [b"before"]

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 from server.files import on_change
 from server.tasks import ended
+from tests.realtime import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
+_until = partial(until, within=20)
 
 
 async def test_every_change_is_told_and_nothing_else(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from server.core.kafka_options import OAuthOptions
 from server.kafka.connecting import connection_reason
 from server.kafka.errorlog import listen
 from server.kafka.oauth import TokenError, Tokens
+from tests.sockets import reset_on_close
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -206,6 +207,25 @@ async def test_a_connection_that_fails_says_why_and_one_that_succeeds_takes_it_b
         connection = await create_conn("127.0.0.1", port)
         assert complaints.connection() is None
         await connection.close()
+
+
+async def test_a_reset_is_not_reported_as_an_error_that_nobody_retrieved() -> None:
+    """The event loop keeps it in a future, which its protocol retrieves when it is deleted: too late, perhaps."""
+    reported = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4)
+        reset_on_close(writer.get_extra_info("socket"))
+        writer.transport.abort()
+
+    async with await asyncio.start_server(reset, "127.0.0.1", 0) as server:
+        connection = AIOKafkaConnection("127.0.0.1", server.sockets[0].getsockname()[1])
+        with pytest.raises(KafkaConnectionError) as failed:
+            await connection.connect()
+    assert isinstance(failed.value.__cause__, ConnectionResetError)
+    del connection._protocol._closed
+    assert reported == []
 
 
 async def test_an_error_that_aiokafka_does_not_expect_is_one_of_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,7 +233,7 @@ def test_the_more_producers_there_are_the_less_often_each_tries_again_unless_the
     waits = []
     for cluster.sinks in (0, 1, 33, 200, 1_000):
         waits.append(cluster.arguments(max_batch_size=1)["retry_backoff_ms"])
-    assert waits == [100, 100, 100, 600, 2_000]
+    assert waits == [100, 100, 330, 2_000, 2_000]
     said = Cluster("kafka:9092", translate({"retry.backoff.ms": "50"}), sinks=1_000)
     assert said.arguments(max_batch_size=1)["retry_backoff_ms"] == 50
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from server.core.acks import Arrival
 from server.core.mapping import Mapping
 from server.core.record import Route, compile_record, size_of
+from server.kafka.batch import RecordBatch
 from server.kafka.lanes import Chunk, Flight, Lane, build, oversized
 
 _NO_LIMIT = 100_000_000
@@ -35,8 +35,8 @@ class Message:
 _ROUTE = Route("a/b", b"a/b", b"a/b", [], None)
 
 
-def _batch(size: int = 1_000_000) -> Any:
-    return BatchBuilder(size, 0)
+def _batch(size: int = 1_000_000) -> RecordBatch:
+    return RecordBatch(size, 0)
 
 
 def _chunk(*payloads: bytes, number: int = 1, route: Route = _ROUTE) -> Chunk:

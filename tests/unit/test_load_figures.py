@@ -183,6 +183,7 @@ def experiments(**changes: Any) -> Experiments:
     made = {
         **dict.fromkeys(contests, fast),
         "growth": {10**power: measured(400_000) for power in range(4, 8)},
+        "broker_alone": [40_000.0],
         "responsiveness": Responsiveness([0.01] * 100, 0.01),
         "many_mappings": ManyMappings(0.01, 0.5, 250_000_000, 0.5),
         "start": Start(1.0, 2.0),
@@ -194,6 +195,13 @@ def experiments(**changes: Any) -> Experiments:
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"{target.what}: {target.wanted}")
 def test_every_target_is_found_met_when_it_is(target: Any) -> None:
     assert target.find(experiments()).met is (None if target.wanted.startswith("(") else True)
+
+
+def test_the_broker_alone_is_compared_with_the_plain_loop() -> None:
+    (row,) = [each for each in TARGETS if "alone" in each.wanted]
+    drain = {"plain": [measured(1_000), measured(2_000), measured(3_000)]}
+    found = row.find(experiments(drain=drain, broker_alone=[40_000.0, 60_000.0, 80_000.0]))
+    assert found == Finding("60,000 to 2,000 msg/s", "30.00 (20.00-40.00)", None)
 
 
 SLOW = {"mkf": [measured(4_000, cpu=0.02, p50=20, peak=500_000_000)], "plain": [measured(4_000)]}

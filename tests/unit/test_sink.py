@@ -287,6 +287,28 @@ async def test_no_more_is_in_flight_than_memory_allows(kafka: FakeKafka, monkeyp
         assert desk.sink.in_flight_bytes == 0
 
 
+@in_virtual_time
+async def test_what_would_make_a_request_too_large_for_kafka_waits(
+    kafka: FakeKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of several partitions share a request, and a large one may be above the limit of what is in flight."""
+    monkeypatch.setattr("server.kafka.sink.DEFAULT_RECORD_LIMIT", 10_000)
+    monkeypatch.setattr("server.kafka.sink._IN_FLIGHT_BYTES", 5_000)
+    kafka.topics["k"] = 64
+    kafka.judge = lambda _: STALL
+    async with writing(kafka) as desk:
+        small, large = Message(b"s" * 4_000, "t0"), Message(b"l" * 8_000, "t1")
+        desk.arrive(small, large)
+        await asyncio.sleep(1)
+        assert [sent.values for sent in kafka.sent] == [[small.payload]]
+        kafka.sent[0].answer()
+        await settled()
+        assert [sent.values for sent in kafka.sent] == [[small.payload], [large.payload]]
+        kafka.sent[1].answer()
+        await desk.sink.drained()
+        assert kafka.starts == 1
+
+
 # --- a failed batch ---------------------------------------------------------------------------------------------------
 
 
@@ -356,10 +378,10 @@ async def test_a_producer_that_takes_no_batch_is_replaced(kafka: FakeKafka, monk
     async with writing(kafka) as desk:
         await until(lambda: desk.state is None)
 
-        async def full(*_: Any, **__: Any) -> None:
-            raise TimeoutError
+        def crashed(*_: Any, **__: Any) -> None:
+            raise KafkaError("the sender has crashed")
 
-        monkeypatch.setattr(kafka.producers[0], "send", full)
+        monkeypatch.setattr(kafka.producers[0], "hand_over", crashed)
         desk.add(b"1")
         desk.add(b"2")
         await desk.sink.drained()

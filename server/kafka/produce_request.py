@@ -1,0 +1,97 @@
+"""Produce requests and their answers as bytes, packed in one go.
+
+aiokafka encodes and decodes field by field in Python, for all of Kafka's requests alike:
+up to 16 µs of the 95 to 160 that a small request costs (docs/decisions/0018-sender.md).
+This is the one request it sends all the time, in the last version that aiokafka knows (7: Kafka 2.1 and later;
+https://kafka.apache.org/protocol, Produce). Older brokers get aiokafka's own.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING, Any
+
+from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v7, ProduceResponse_v7
+
+if TYPE_CHECKING:
+    from io import BytesIO
+
+_API_KEY, _VERSION = ProduceRequest_v7.API_KEY, ProduceRequest_v7.API_VERSION
+_LENGTH = Struct(">h")
+_COUNT = Struct(">i")
+_REQUEST_HEADER = Struct(">hhih")  # API key, version, correlation id, length of the client id
+_REQUEST = Struct(">hhii")  # length of the transactional id (-1: none), acks, timeout, number of topics
+_PARTITION = Struct(">ii")  # partition, length of the batch
+_ANSWER = Struct(">ihqqq")  # partition, error code, offset, time of appending, offset at which the log starts
+
+
+class Answer(ProduceResponse_v7):  # type: ignore[misc] # aiokafka has no types
+    """What Kafka says to each batch: `topics` has (topic, [(partition, error code, offset, time, log start)])."""
+
+    @classmethod
+    def decode(cls, data: BytesIO) -> Answer:
+        """Read the answer behind its header.
+
+        Raises:
+            struct.error, ValueError: it ends too early; aiokafka closes the connection then.
+        """
+        body = data.read()
+        (topic_count,), at = _COUNT.unpack_from(body), _COUNT.size
+        topics = []
+        for _ in range(topic_count):
+            (length,) = _LENGTH.unpack_from(body, at)
+            begin = at + _LENGTH.size
+            at = begin + length
+            (partition_count,) = _COUNT.unpack_from(body, at)
+            end = at + _COUNT.size + partition_count * _ANSWER.size
+            topics.append((body[begin:at].decode(), list(_ANSWER.iter_unpack(body[at + _COUNT.size : end]))))
+            at = end
+        (throttle_time_ms,) = _COUNT.unpack_from(body, at)
+        return cls(topics, throttle_time_ms)
+
+
+class Header:
+    """A request's header."""
+
+    def __init__(self, correlation_id: int, client_id: str) -> None:
+        self._correlation_id = correlation_id
+        self._client_id = client_id.encode()
+
+    def encode(self) -> bytes:
+        """The bytes."""
+        client_id = self._client_id
+        return _REQUEST_HEADER.pack(_API_KEY, _VERSION, self._correlation_id, len(client_id)) + client_id
+
+
+class RequestBody(ProduceRequest_v7):  # type: ignore[misc]
+    """A request: `topics` has (topic, [(partition, batch)])."""
+
+    RESPONSE_TYPE = Answer
+
+    def build_request_header(self, correlation_id: int, client_id: str) -> Header:
+        """The header to send before it."""
+        return Header(correlation_id, client_id)
+
+    def encode(self) -> bytes:
+        """The bytes."""
+        parts: list[Any] = [_REQUEST.pack(-1, self.required_acks, self.timeout, len(self.topics))]
+        for topic, batches in self.topics:
+            name = topic.encode()
+            parts += (_LENGTH.pack(len(name)), name, _COUNT.pack(len(batches)))
+            for partition, batch in batches:
+                parts += (_PARTITION.pack(partition, len(batch)), batch)
+        return b"".join(parts)
+
+
+class Request(ProduceRequest):  # type: ignore[misc]
+    """A request without a transaction, before it is known which version the broker speaks."""
+
+    def __init__(self, acks: int, timeout_ms: int, topics: list[tuple[str, list[tuple[int, Any]]]]) -> None:
+        super().__init__(None, acks, timeout_ms, topics)
+
+    def prepare(self, versions: dict[int, tuple[int, int]]) -> Any:
+        """The request for a broker that speaks these versions (least and highest) of each API."""
+        least, highest = versions.get(_API_KEY, (0, -1))
+        if least <= _VERSION <= highest:
+            return RequestBody(None, self._required_acks, self._timeout, self._topics)
+        return super().prepare(versions)
