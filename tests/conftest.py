@@ -12,21 +12,25 @@ import os
 import random
 import uuid
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import coverage
+import psutil
 import pytest
 import xdist
 
 from tests.brokers import Kafka, KafkaCluster, Mosquitto, MqttBroker, Postgres
 from tests.brokers.process import accepts
+from tests.turns import turn
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
-    from pathlib import Path
 
 
 CORE_REPORT = pytest.StashKey[str]()
+MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps files in memory
+MEMORY_BYTES = 8 * 2**30
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,9 +42,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--security-seed", type=int, default=seed, help="seed of tests/security/test_mqtt_packets.py")
 
 
+def pytest_configure() -> None:
+    """Keep the tests' folders in memory where there is enough.
+
+    SQLite waits for the disk at each commit, and the store gives it 2 s. The disk of a busy machine, with the tests'
+    Kafkas writing to it, needs longer now and then, and any test that writes to a store would fail with a 503.
+    """
+    if "PYTEST_DEBUG_TEMPROOT" in os.environ or not os.access(MEMORY, os.W_OK):
+        return
+    memory = os.statvfs(MEMORY)
+    if memory.f_bavail * memory.f_frsize >= MEMORY_BYTES <= psutil.virtual_memory().available and (
+        not memory.f_flag & os.ST_NOEXEC
+    ):
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     """Print the seeds, so that what a run has drawn can be repeated."""
     return " ".join(f"{option} {config.getoption(option)}" for option in ("--fault-seed", "--security-seed"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # outside pytest-timeout's: the wait for its turn is not the test's
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Give each test its turn."""
+    with turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

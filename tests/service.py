@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-import sys
+import re
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 import httpx
-import psutil
 import yaml
 
 from tests.brokers.process import BrokerError, Child, free_port
+from tests.forker import COVERAGE
+from tests.prefork import PREFORK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-    from pathlib import Path
 
     from tests.brokers import KafkaCluster, Mosquitto, MqttBroker
 
@@ -25,12 +27,16 @@ READY_TIMEOUT = 30.0
 # The promise is 25 s from SIGTERM to the end.
 EXIT_TIMEOUT = 25.0
 STATE_TIMEOUT = 30.0
+# `env` for a service whose coverage is not measured: that takes time and memory, and kills lose it anyway.
+UNMEASURED = dict.fromkeys(COVERAGE, "")
+_ANONYMOUS = re.compile(r"^RssAnon:\s*(\d+) kB$", re.MULTILINE)
 
 
 class Service(Child):
     """`mkf serve` in a folder of its own: `async with Service(...) as service: await service.wait_ready()`.
 
     `forwarding` is the list of mappings for the configuration file; `mqtt`, `kafka` and `env` add to the defaults.
+    `command` is another than this source tree's, which is forked from a process that has imported it (prefork.py).
     Starting it again after `sigterm()` or `kill9()` keeps the database, the port and the client id.
     """
 
@@ -45,7 +51,7 @@ class Service(Child):
         mqtt: Mapping[str, Any] | None = None,
         kafka: Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
-        command: Sequence[str] = (sys.executable, "-m", "server.cli"),
+        command: Sequence[str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__("service", folder / "service.log")
@@ -95,26 +101,36 @@ class Service(Child):
                 self._api = None
 
     def private_memory(self) -> int:
-        """The memory that is its own (bytes): the pages of shared libraries are not (docs/decisions/0010)."""
-        private: int = psutil.Process(self.pid).memory_full_info().uss
-        return private
+        """The memory that is its own (bytes): the pages of shared libraries are not (docs/decisions/0010).
+
+        Anonymous pages, also those it has in common with the process it was forked from.
+
+        Raises:
+            ProcessLookupError: it has ended.
+        """
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found = _ANONYMOUS.search(Path(f"/proc/{self.pid}/status").read_text())
+            if found is not None:
+                return int(found[1]) * 1024
+        raise ProcessLookupError(f"process {self.pid} has ended, and has no memory any more")
 
     def start(self, env: Mapping[str, str] | None = None) -> None:
         """Write the configuration as it is now in `config`, and start; `wait_ready` waits."""
         path = self.folder / "config.yaml"
         path.write_text(yaml.safe_dump(self.config, sort_keys=False))
-        self.spawn(
-            [*self._command, "serve"],
-            env={
-                **os.environ,
-                "CONFIG_FILE": str(path),
-                "MKF_HOST": "127.0.0.1",
-                "MKF_PORT": str(self.port),
-                "MKF_DATABASE_URL": f"sqlite:///{self.folder / 'mkf.db'}",
-                **self._env,
-                **(env or {}),
-            },
-        )
+        environment = {
+            **os.environ,
+            "CONFIG_FILE": str(path),
+            "MKF_HOST": "127.0.0.1",
+            "MKF_PORT": str(self.port),
+            "MKF_DATABASE_URL": f"sqlite:///{self.folder / 'mkf.db'}",
+            **self._env,
+            **(env or {}),
+        }
+        if self._command is not None:
+            self.spawn([*self._command, "serve"], env=environment)
+        else:
+            self.started_by(lambda: PREFORK.start(["serve"], environment, self.log_path))
 
     async def wait_ready(self, timeout: float = READY_TIMEOUT) -> None:
         """Wait until /readyz says 200."""
@@ -177,4 +193,4 @@ class Service(Child):
             raise self.error(f"ended with {self.exit_code} before: {what}")
 
 
-__all__ = ["BrokerError", "Service"]
+__all__ = ["UNMEASURED", "BrokerError", "Service"]

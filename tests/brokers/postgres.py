@@ -34,7 +34,8 @@ class Postgres(Child):
     """
 
     def __init__(self, *, certificate: bytes | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="mkf-postgres-"))
+        # In memory, if pytest's folders are (tests/conftest.py): what it does wait for is fast there.
+        self.folder = Path(tempfile.mkdtemp(prefix="mkf-postgres-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")))
         super().__init__("postgres", self.folder / "postgres.log")
         self.host = "127.0.0.1"
         self._certificate = certificate

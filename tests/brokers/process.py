@@ -14,13 +14,14 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 POLL = 0.02
 LOG_TAIL = 40
+STOP_SECONDS = 5.0
 # Below Linux's ephemeral range (32768-60999), so that no outgoing connection takes a port between choosing and using.
 PORTS = range(20_000, 32_000)
 _RANDOM = random.SystemRandom()  # hypothesis seeds the other one, the same way in all workers
@@ -37,6 +38,15 @@ os.execvp(sys.argv[2], sys.argv[2:])
 # "Parent" means the thread to the kernel. Tests start brokers from short-lived threads too (asyncio.to_thread), so
 # every process is started by this one thread, which lives as long as the interpreter.
 _SPAWNER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")
+
+
+def _stopped(pid: int) -> bool:
+    """Whether each thread is stopped, or gone."""
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if stat.read_text().rpartition(")")[2].split()[0] not in "TtZX":
+                return False
+    return True
 
 
 class BrokerError(RuntimeError):
@@ -107,6 +117,19 @@ def wait_until(condition: Callable[[], bool], *, timeout: float, what: str) -> N
         time.sleep(POLL)
 
 
+class Process(Protocol):
+    """What is known of a process that was started; `subprocess.Popen` is one."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float) -> int: ...
+
+    def send_signal(self, sig: int) -> None: ...
+
+
 class Child:
     """One command that can be run again and again, with its output in a log file.
 
@@ -117,7 +140,7 @@ class Child:
     def __init__(self, name: str, log_path: Path) -> None:
         self.name = name
         self.log_path = log_path
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._log_start = 0
         self._paused = False
 
@@ -137,21 +160,29 @@ class Child:
         self, command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> None:
         """Start the command; its log is appended to."""
+        leashed = [sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid()), *map(str, command)]
+
+        def start() -> Process:
+            with self.log_path.open("ab") as log:
+                return _SPAWNER.submit(
+                    subprocess.Popen,
+                    leashed,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=env,
+                    cwd=cwd,
+                    start_new_session=True,
+                ).result()
+
+        self.started_by(start)
+
+    def started_by(self, start: Callable[[], Process]) -> None:
+        """Start it in a way of one's own, in a session of its own and with its output behind what is in the log."""
         if self.running:
             raise BrokerError(f"{self.name} is running already")
-        leashed = [sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid()), *map(str, command)]
-        with self.log_path.open("ab") as log:
-            self._log_start = log.tell()
-            self._process = _SPAWNER.submit(
-                subprocess.Popen,
-                leashed,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=env,
-                cwd=cwd,
-                start_new_session=True,
-            ).result()
+        self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
+        self._process = start()
         self._paused = False
 
     def log(self) -> str:
@@ -201,9 +232,14 @@ class Child:
         process.wait(10)
 
     def pause(self) -> None:
-        """Freeze it: connections stay open, nothing answers."""
+        """Freeze it: connections stay open, nothing answers any more when this returns."""
         self.signal(signal.SIGSTOP)
         self._paused = True
+        deadline = time.monotonic() + STOP_SECONDS
+        while not _stopped(self._started().pid):  # a thread on another core goes on for a moment
+            if time.monotonic() > deadline:
+                raise self.error(f"still running {STOP_SECONDS:g} s after SIGSTOP")
+            time.sleep(0.001)
 
     def resume(self) -> None:
         self.signal(signal.SIGCONT)
@@ -214,7 +250,7 @@ class Child:
         tail = "\n".join(f"    {line}" for line in self.log().splitlines()[-LOG_TAIL:])
         return BrokerError(f"{self.name}: {what}\n  the end of {self.log_path}:\n{tail}")
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _started(self) -> Process:
         if self._process is None:
             raise BrokerError(f"{self.name} was never started")
         return self._process

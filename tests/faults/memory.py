@@ -23,7 +23,7 @@ from tests.brokers import MqttBroker
 from tests.fakebroker import PINGREQ, PINGRESP, SUBSCRIBE, Dialect, Peer, fake_broker
 from tests.faults.mock_kafka import MockKafka
 from tests.forwarding import check_books
-from tests.service import Service
+from tests.service import UNMEASURED, Service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -35,6 +35,8 @@ MEMORY_BUDGET = 128 * MEGABYTE
 BUFFER = 32 * 1024 * 1024
 RECEIVE_MAXIMUM = 65_534
 _LOOK_SECONDS = 0.2
+# Eight services with 200 mappings each may start at once, 8 s of CPU each on a slow machine.
+_START_SECONDS = 120.0
 _BLOCK_BYTES = 64 * 1024
 _CONNECTIONS_BYTES = 64 * 1024  # measured with 1,000 mappings: docs/benchmarks
 _PACKET_BYTES = 12  # of a PUBLISH without its payload
@@ -135,10 +137,10 @@ async def memory_run(folder: Path, *, payload: int, qos: int, mappings: int, sec
                     {"name": name, "mqtt": {"topic": "#", "qos": qos}, "kafka": {"topic": "k"}} for name in names
                 ],
                 mqtt={"protocol": "5"},
-                env={"MKF_MEMORY_BUDGET": str(MEMORY_BUDGET)},
+                env={"MKF_MEMORY_BUDGET": str(MEMORY_BUDGET), **UNMEASURED},
             )
             async with service:
-                await service.wait_ready()
+                await service.wait_ready(_START_SECONDS)
                 for name in names:
                     await service.wait_state(name)
                 await asyncio.to_thread(kafka.stop)

@@ -24,7 +24,7 @@ from tests.faults.load import Load, identify
 from tests.faults.proxy import Proxy
 from tests.faults.tap import WireTap
 from tests.faults.watch import Watch
-from tests.service import Service
+from tests.service import UNMEASURED, Service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -42,8 +42,6 @@ MEMORY_BESIDE_BUFFERS = 100 * 1024 * 1024
 # The leaders of the QoS 1 mappings can move; the QoS 2 mappings have a partition that only node 2 has.
 REPLICAS = {"qos1": [[1, 2], [2, 1], [1, 2], [2, 1]], "qos2": [[1], [2], [1], [1]]}
 TOPIC_CONFIG = {"message.timestamp.type": "LogAppendTime"}
-# What is killed leaves no coverage behind, and starting twenty services with it takes minutes.
-_UNMEASURED = {"COVERAGE_PROCESS_START": "", "COVERAGE_PROCESS_CONFIG": ""}
 _POLL = 0.05
 # Longer than any invariant allows, so that the checker says what was too slow.
 _PATIENCE = 60.0
@@ -192,7 +190,7 @@ class Run:
             forwarding=mappings,
             client_id=f"{self.prefix}-{label}",
             mqtt={"port": self.mqtt.port, "protocol": PROTOCOLS[label], "keep_alive": self._keep_alive},
-            env={"MKF_DATABASE_URL": f"sqlite:///{self.stores[label] / 'mkf.db'}", **_UNMEASURED},
+            env={"MKF_DATABASE_URL": f"sqlite:///{self.stores[label] / 'mkf.db'}", **UNMEASURED},
         )
         service.config["kafka"] = {"config": {"bootstrap.servers": servers}}
         return service

@@ -25,6 +25,7 @@ def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brokers]:
         yield started
 
 
+@pytest.mark.alone  # three Kafkas, two services, and limits of seconds on what they may take to notice and recover
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", range(len(plans(0, quick=True))))
 async def test_nothing_is_lost_and_nothing_lied_about(

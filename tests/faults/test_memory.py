@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.timeout(480)  # a minute by design, after four services with up to 200 mappings each have started
 @pytest.mark.parametrize("qos", QOS)
-@pytest.mark.parametrize("mappings", MAPPINGS)
+@pytest.mark.parametrize("mappings", [pytest.param(n, marks=[pytest.mark.alone] * (n > 1)) for n in MAPPINGS])
 async def test_without_kafka_memory_stays_within_the_budgets_whatever_the_payload(
     tmp_path: Path, qos: int, mappings: int
 ) -> None:

@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import psutil
 
 from tests.faults.history import Answer, MappingSample, Sample
 
@@ -59,7 +58,7 @@ class Watch:
             return None
         try:
             return self._service.private_memory()
-        except psutil.Error:
+        except ProcessLookupError:
             return None
 
     async def _mappings(self, client: httpx.AsyncClient) -> tuple[MappingSample, ...]:

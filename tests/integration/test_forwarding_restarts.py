@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tests.forwarding import Traffic
     from tests.service import Service
 
+pytestmark = pytest.mark.alone  # 100,000 messages, as fast as the machine takes them
+
 # What a process holds at most without having acknowledged it: its buffer, what one read from the socket brings, and a
 # read's acknowledgements that are written at the end of the loop's turn.
 # The broker is no bound: Mosquitto 2.0.11 exceeds every limit of its own while acknowledgements come in bulk.
