@@ -21,10 +21,12 @@ from server.kafka.batch import RecordBatch
 from server.kafka.produce_request import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Coroutine, Mapping
 
     from aiokafka.producer.message_accumulator import MessageAccumulator, MessageBatch
 
+# A batch of so many bytes is worth a request of its own, next to those that are not answered yet.
+LARGE_BATCH_BYTES = 256 * 1024
 _log = structlog.get_logger()
 
 
@@ -40,7 +42,12 @@ def fail_all(accumulator: MessageAccumulator, error: BaseException) -> None:
 
 
 class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
-    """Sends what the accumulator has for a node as soon as that node owes no answer."""
+    """Sends what the accumulator has for a node as soon as that node owes no answer; large batches each alone.
+
+    Kafka reads a connection's next request when it has answered the last. If that is on its way already, it takes it at
+    once; otherwise it waits until we have acknowledged what it confirmed and built what comes next. Small batches
+    wait, so that they gather.
+    """
 
     def __init__(self, client: Any, **arguments: Any) -> None:
         super().__init__(client, **arguments)
@@ -57,13 +64,23 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
             ignore_nodes=self._in_flight, muted_partitions=self._muted_partitions
         )
         for node, batches in nodes.items():
-            self._in_flight.add(node)
             self._muted_partitions.update(batches)
-            request = self._loop.create_task(self._send_produce_req(node, batches))
-            self._requests.add(request)
-            request.add_done_callback(self._answered)
+            small = {}
+            for at, batch in batches.items():
+                if batch._builder.size() < LARGE_BATCH_BYTES:  # noqa: SLF001
+                    small[at] = batch
+                else:
+                    self._send(self._send_alone(node, {at: batch}))
+            if small:
+                self._in_flight.add(node)
+                self._send(self._send_produce_req(node, small))
         if leaderless:
             self._leaderless.set()
+
+    def _send(self, exchange: Coroutine[Any, Any, None]) -> None:
+        request = self._loop.create_task(exchange)
+        self._requests.add(request)
+        request.add_done_callback(self._answered)
 
     async def end(self, within: float) -> None:
         """Send nothing more, and give up what is on its way or waits for a connection, within so many seconds."""
@@ -115,8 +132,11 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
         fail_all(self._message_accumulator, error)
 
     async def _send_produce_req(self, node_id: int, batches: Mapping[TopicPartition, MessageBatch]) -> None:
-        await _Exchange(self, batches).do(node_id)
+        await self._send_alone(node_id, batches)
         self._in_flight.remove(node_id)
+
+    async def _send_alone(self, node: int, batches: Mapping[TopicPartition, MessageBatch]) -> None:
+        await _Exchange(self, batches).do(node)
         self._muted_partitions.difference_update(batches)
 
 

@@ -206,11 +206,16 @@ class Sink:
         while True:
             self._wake.clear()
             missing = self._outbox.follow(producer.partitions)
+            confirmed = bool(self._finished)
             failed = self._failed()
             if failed is not None:
                 await self._last_answers()
                 raise failed
-            self._send(producer)
+            try:
+                self._send(producer)
+            finally:
+                if confirmed:  # behind it: Kafka has the next batch to work on while we acknowledge the last
+                    self._progressed()
             if self._fatal is not None:
                 await self._last_answers()
                 raise SinkStoppedError(self._fatal)
@@ -314,6 +319,7 @@ class Sink:
         if waiting:
             await asyncio.wait(waiting, timeout=_LAST_ANSWERS_SECONDS)
             self._take_answers()
+        self._progressed()
 
     def _take_answers(self) -> _BatchFailedError | None:
         """Account for every finished flight; returns the first failure."""
@@ -324,8 +330,6 @@ class Sink:
                 self._landed(flight)
             elif failed is None:
                 failed = _BatchFailedError(flight, classify(flight.error, topic=flight.lane.topic))
-        if finished:
-            self._progressed()
         return failed
 
     def _landed(self, flight: Flight) -> None:

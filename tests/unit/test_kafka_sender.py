@@ -1,4 +1,4 @@
-"""The sender that waits for less sends what aiokafka's would: per node one request at a time, nothing lost or twice."""
+"""The sender that waits for less sends what aiokafka's would: per node one request of small batches at a time, nothing lost or twice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError, NotLeaderForPartit
 from aiokafka.protocol.produce import ProduceResponse_v7
 from structlog.testing import capture_logs
 
-from server.kafka.sender import LeanProducer, fail_all
+from server.kafka.sender import LARGE_BATCH_BYTES, LeanProducer, fail_all
 from tests.virtualtime import in_virtual_time, now, settled, until
 
 if TYPE_CHECKING:
@@ -84,13 +84,13 @@ class Desk:
         self.producer = producer
         self.nodes = nodes
 
-    def hand_over(self, partition: int) -> asyncio.Future[Any]:
+    def hand_over(self, partition: int, size: int = 1) -> asyncio.Future[Any]:
         batch = self.producer.create_batch()
-        batch.append(timestamp=1, key=None, value=b"x")
+        batch.append(timestamp=1, key=None, value=bytes(size))
         return self.producer.hand_over(batch, "t", partition)
 
-    def send(self, partition: int) -> asyncio.Future[Any]:
-        future = self.hand_over(partition)
+    def send(self, partition: int, size: int = 1) -> asyncio.Future[Any]:
+        future = self.hand_over(partition, size)
         self.producer.flush()
         return future
 
@@ -115,6 +115,7 @@ async def sending(leaders: dict[int, int | None]) -> AsyncIterator[Desk]:
         retry_backoff_ms=round(RETRY_SECONDS * 1000),
         request_timeout_ms=REQUEST_TIMEOUT_MS,
         enable_idempotence=True,
+        max_batch_size=2 * LARGE_BATCH_BYTES,
     )
     producer._closed = True  # there is no connection to close
     nodes = Nodes(leaders)
@@ -161,6 +162,43 @@ async def test_a_node_that_owes_an_answer_gets_the_next_request_after_it() -> No
         desk.nodes.answer()
         desk.nodes.answer()
         await asyncio.gather(later, elsewhere)
+
+
+@in_virtual_time
+async def test_large_batches_go_each_alone_and_keep_nothing_waiting() -> None:
+    async with sending(dict.fromkeys(range(5), 1)) as desk:
+        sizes = {0: LARGE_BATCH_BYTES, 1: 1, 2: LARGE_BATCH_BYTES, 3: 1}
+        sent = [desk.hand_over(partition, size) for partition, size in sizes.items()]
+        desk.producer.flush()
+        await until(lambda: len(desk.nodes.requests) == 3)
+        assert desk.nodes.requests == [(1, [0]), (1, [2]), (1, [1, 3])]
+        desk.nodes.owed.insert(0, desk.nodes.owed.pop())
+        desk.nodes.answer()
+        desk.nodes.answer()
+        await asyncio.gather(sent[0], sent[1], sent[3])
+        sent += [desk.send(0, LARGE_BATCH_BYTES), desk.send(4)]
+        await until(lambda: len(desk.nodes.requests) == 3)
+        assert desk.nodes.requests == [(1, [2]), (1, [0]), (1, [4])]
+        for _ in range(3):
+            desk.nodes.answer()
+        await asyncio.gather(*sent)
+
+
+@in_virtual_time
+async def test_a_large_batch_that_waits_for_its_next_attempt_keeps_nothing_else_waiting() -> None:
+    async with sending({0: 1, 1: 1}) as desk:
+        first = desk.send(0, LARGE_BATCH_BYTES)
+        await until(lambda: desk.nodes.requests)
+        refused = desk.nodes.answer(NOT_LEADER)
+        await settled()
+        second = desk.send(1)
+        await until(lambda: desk.nodes.requests)
+        assert desk.nodes.requests == [(1, [1])]
+        desk.nodes.answer()
+        await second
+        await until(lambda: desk.nodes.requests)
+        assert desk.nodes.answer() == refused
+        await first
 
 
 @in_virtual_time

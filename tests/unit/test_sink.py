@@ -49,6 +49,7 @@ class Books:
         self.dead_letters = 0
         self.drops: Counter[str] = Counter()
         self.rounds = 0
+        self.on_progress: Callable[[], None] = lambda: None
         self.told: list[str | None] = []
         self.detail = ""
 
@@ -70,6 +71,7 @@ class Books:
 
     def progressed(self) -> None:
         self.rounds += 1
+        self.on_progress()
 
     def kafka_trouble(self, reason: Reason | None) -> None:
         self.told.append(reason.code if reason else None)
@@ -269,6 +271,40 @@ async def test_what_comes_while_a_batch_is_on_its_way_gathers_in_the_next(kafka:
         assert [sent.values for sent in kafka.sent] == [[b"0"], [b"1", b"2", b"3", b"4"]]
         kafka.sent[1].answer()
         await desk.sink.drained()
+
+
+@in_virtual_time
+async def test_the_next_batch_is_on_its_way_before_the_last_is_acknowledged(kafka: FakeKafka) -> None:
+    kafka.judge = lambda _: STALL
+    async with writing(kafka) as desk:
+        desk.add(b"1")
+        await until(lambda: kafka.sent)
+        desk.add(b"2")
+        sent_before: list[int] = []
+        desk.books.on_progress = lambda: sent_before.append(len(kafka.sent))
+        kafka.sent[0].answer()
+        await until(lambda: sent_before)
+        assert sent_before == [2]
+
+
+@in_virtual_time
+async def test_what_was_confirmed_is_acknowledged_though_the_producer_takes_no_more(
+    kafka: FakeKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kafka.judge = lambda _: STALL
+    async with writing(kafka) as desk:
+        desk.add(b"1")
+        await until(lambda: kafka.sent)
+        desk.add(b"2")
+
+        def refuse(*_: object) -> None:
+            raise KafkaError("no more")
+
+        monkeypatch.setattr(kafka.producers[0], "hand_over", refuse)
+        kafka.start_error = KafkaError("away")
+        kafka.sent[0].answer()
+        await until(lambda: desk.books.rounds)
+        assert not desk.arrivals[0].open_parts
 
 
 @in_virtual_time
