@@ -193,6 +193,20 @@ class BaseConnection(ABC):
             self._start_reading()
         then()
 
+    def give_way(self) -> None:
+        """Let the event loop turn once before the next read.
+
+        While each read fills its buffer libuv goes on, up to 32 times: 35,000 messages of 200 bytes, and 40 ms, in
+        which none of Kafka's answers is heard.
+        """
+        if not self._reading_paused and self._rest_timer is None and self._ending is None:
+            self._stop_reading()
+            self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if not self._reading_paused and self._rest_timer is None and self._ending is None:
+            self._start_reading()
+
     def pause_reading(self) -> None:
         """Leave bytes in the socket, so that the broker feels the back-pressure."""
         if self._is_connected and not self._reading_paused and not self._leaving and self._ending is None:

@@ -59,6 +59,7 @@ class Connection(BaseConnection, asyncio.BufferedProtocol):
     def __init__(self, request: SessionRequest, receiver: Receiver, shared: SharedBuffer) -> None:
         super().__init__(request, receiver, shared)
         self._transport: asyncio.Transport | None = None
+        self._room = 0  # how many bytes the next read may have
         self._answers: dict[int, asyncio.Future[list[int]]] = {}
         self._next_packet_id = 1
         self._release = Release(request.unreleased)
@@ -98,12 +99,16 @@ class Connection(BaseConnection, asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next read goes."""
         del sizehint
-        return self._reads.room()
+        room = self._reads.room()
+        self._room = len(room)
+        return room
 
     def buffer_updated(self, nbytes: int) -> None:
         """Decode all packets of this read, and hand their messages on together."""
         if self._ending is None:
             self.heard(nbytes)
+            if nbytes == self._room:
+                self.give_way()
 
     def _take_in(self, data: memoryview) -> None:
         if self._granted is None and data[: len(_CONNACK_OF_311)] == _CONNACK_OF_311:

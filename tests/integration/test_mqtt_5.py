@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import mqtt5
 import pytest
+import uvloop
 
 from server.core.connections import MqttConnection
 from server.core.subscription import Subscription
@@ -1094,3 +1095,25 @@ async def test_retained_messages_are_replayed_only_for_a_new_subscription(
         assert collector.payloads == [b"kept"]
         await connection.leave()
     await publish(mosquitto.host, mosquitto.port, [(unique, b"")], retain=True)
+
+
+# --- uvloop, as the service runs -------------------------------------------------------------------------------------
+
+
+def test_others_have_their_turn_between_two_reads_however_much_there_is() -> None:
+    """While each read fills its buffer libuv goes on, up to 32 times."""
+
+    async def most_reads_a_turn() -> int:
+        async with Version("5").faked() as (_, collector, peer):
+            count = 3_000
+            peer.write(*(Dialect("5").publish("a", bytes(10_000), packet_id=n + 1) for n in range(count)))
+            most = 0
+            while len(collector.messages) < count:
+                before = len(collector.whole_reads)
+                await asyncio.sleep(0)
+                most = max(most, len(collector.whole_reads) - before)
+            assert [message.packet_id for message in collector.messages] == list(range(1, count + 1))
+            return most
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(most_reads_a_turn()) == 1

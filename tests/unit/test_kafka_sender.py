@@ -1,4 +1,4 @@
-"""The sender that waits for less sends what aiokafka's would: per node one request of small batches at a time, nothing lost or twice."""
+"""The sender that waits for less sends what aiokafka's would: small batches together, nothing lost or twice."""
 
 from __future__ import annotations
 
