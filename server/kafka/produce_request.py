@@ -22,6 +22,8 @@ _COUNT = Struct(">i")
 _REQUEST_HEADER = Struct(">hhih")  # API key, version, correlation id, length of the client id
 _REQUEST = Struct(">hhii")  # length of the transactional id (-1: none), acks, timeout, number of topics
 _PARTITION = Struct(">ii")  # partition, length of the batch
+# From so many bytes on a piece each for the kernel costs less than one more copy.
+_WORTH_PIECES = 64 * 1024
 _ANSWER = Struct(">ihqqq")  # partition, error code, offset, time of appending, offset at which the log starts
 
 
@@ -74,13 +76,24 @@ class RequestBody(ProduceRequest_v7):  # type: ignore[misc]
 
     def encode(self) -> bytes:
         """The bytes."""
+        return b"".join(self._parts())
+
+    def pieces(self, correlation_id: int, client_id: str) -> list[bytes | bytearray]:
+        """What goes over the wire, its length and its header included; if it is large, without copying the batches."""
+        parts = self._parts()
+        header = Header(correlation_id, client_id).encode()
+        size = len(header) + sum(map(len, parts))
+        pieces = [_COUNT.pack(size), header, *parts]
+        return pieces if size >= _WORTH_PIECES else [b"".join(pieces)]
+
+    def _parts(self) -> list[Any]:
         parts: list[Any] = [_REQUEST.pack(-1, self.required_acks, self.timeout, len(self.topics))]
         for topic, batches in self.topics:
             name = topic.encode()
             parts += (_LENGTH.pack(len(name)), name, _COUNT.pack(len(batches)))
             for partition, batch in batches:
                 parts += (_PARTITION.pack(partition, len(batch)), batch)
-        return b"".join(parts)
+        return parts
 
 
 class Request(ProduceRequest):  # type: ignore[misc]

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import aiokafka.errors
-from aiokafka.conn import AIOKafkaConnection, CloseReason
-from aiokafka.errors import BrokerResponseError, KafkaConnectionError, KafkaError
+from aiokafka.errors import BrokerResponseError, KafkaError
 from aiokafka.producer.transaction_manager import TransactionManager
 
 from server.core.failures import Failure, Kind, kafka_failure
 from server.core.lifecycle import Reason
 from server.kafka.connecting import explain_failed_connections, notice_refused_tokens, retrieve_resets
+from server.kafka.connection import use as use_connection
 from server.kafka.oauth import Tokens
 from server.kafka.sender import LeanProducer, fail_all
 from server.kafka.tls import ConfigurationError, ReloadedContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from aiokafka.structs import TopicPartition
 
@@ -71,29 +70,6 @@ _register_unnamed_errors()
 _CLIENTS_OWN = {aiokafka.errors.ProducerFenced: aiokafka.errors.InvalidProducerEpoch.errno}
 
 
-def _take_closed_transports_for_lost() -> None:
-    """Make aiokafka hear of a connection that is gone as it expects to.
-
-    Between a TCP reset and the call of `connection_lost` uvloop raises RuntimeError on writing, where asyncio's own
-    transports keep silent. aiokafka expects OSError only: the task that writes would end, and with it all metadata, or
-    a batch would never be answered.
-    """
-
-    def translated(send: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(send)
-        def send_or_close(connection: AIOKafkaConnection, *args: Any, **kwargs: Any) -> Any:
-            try:
-                return send(connection, *args, **kwargs)
-            except RuntimeError as error:
-                connection.close(reason=CloseReason.CONNECTION_BROKEN)
-                raise KafkaConnectionError(f"the connection is closed: {error}") from error
-
-        return send_or_close
-
-    for name in ("send", "_send_sasl_token"):
-        setattr(AIOKafkaConnection, name, translated(getattr(AIOKafkaConnection, name)))
-
-
 def _number_records_as_kafka_does() -> None:
     """Let a partition's sequence numbers begin with 0 again after 2^31 - 1.
 
@@ -108,7 +84,7 @@ def _number_records_as_kafka_does() -> None:
     TransactionManager.increment_sequence_number = increment
 
 
-_take_closed_transports_for_lost()
+use_connection()
 _number_records_as_kafka_does()
 explain_failed_connections()
 notice_refused_tokens()

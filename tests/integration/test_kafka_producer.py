@@ -127,13 +127,14 @@ async def test_a_connection_that_uvloop_has_closed_already_is_replaced(
     topic = await kafka_topic("reset", partitions=1)
     producer = await _producer(kafka, topic)
 
-    def closed(_: bytes) -> None:
+    def closed(_: object) -> None:
         raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
 
     try:
         await _send(producer, topic, 0, b"before")
         for connection in _connections(producer):
             monkeypatch.setattr(connection._writer, "write", closed)
+            monkeypatch.setattr(connection._writer, "writelines", closed)
         asked = producer.ask_for_metadata()
         sent = _send(producer, topic, 0, b"after")
         async with asyncio.timeout(10):

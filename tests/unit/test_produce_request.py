@@ -39,6 +39,17 @@ def test_a_request_is_what_aiokafka_would_send(
     assert ours.encode() == theirs.encode()
     ours_header, theirs_header = (each.build_request_header(correlation_id, client_id) for each in (ours, theirs))
     assert ours_header.encode() == theirs_header.encode()
+    message = theirs_header.encode() + theirs.encode()
+    assert ours.pieces(correlation_id, client_id) == [struct.pack(">i", len(message)) + message]
+
+
+def test_large_batches_are_sent_as_they_lie() -> None:
+    batches = [(partition, bytearray(40_000)) for partition in range(2)]
+    body = Request(-1, 40_000, [("t", batches)]).prepare(KAFKA_4)
+    pieces = body.pieces(7, "me")
+    assert [sum(piece is batch for piece in pieces) for _, batch in batches] == [1, 1]
+    message = body.build_request_header(7, "me").encode() + body.encode()
+    assert b"".join(pieces) == struct.pack(">i", len(message)) + message
 
 
 def test_a_batch_may_be_any_buffer() -> None:
