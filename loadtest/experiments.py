@@ -108,10 +108,11 @@ class Experiments:
     @cached_property
     def drain(self) -> Results:
         """Our service, bare and with everything a mapping can do to a record, the prototype, and the plain loop."""
-        workload, few = Workload(self.scale.drain), Workload(self.scale.drain // 30)
+        workload, few = Workload(self.scale.drain), Workload(self.scale.drain // 12)
 
         def measure(forwarder: Forwarder) -> Measurement:
-            # Rates compare, and the plain loop would need minutes.
+            # Rates compare, and the plain loop would need minutes. It has up to 10,000 in flight, and the clock
+            # does not wait for their acknowledgement: few must be many more.
             return modes.drain(forwarder, self._site, few if forwarder is PLAIN else workload)
 
         return self._contest("drain, QoS 1", [SERVICE, TEMPLATED, *self._prototype, PLAIN], measure, warm_up=True)
