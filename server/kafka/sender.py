@@ -8,7 +8,7 @@ batches are handed over. What is tried again, with which sequence number, and ho
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -21,12 +21,13 @@ from server.kafka.batch import RecordBatch
 from server.kafka.produce_request import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Mapping
 
     from aiokafka.producer.message_accumulator import MessageAccumulator, MessageBatch
 
-# A batch of so many bytes is worth a request of its own, next to those that are not answered yet.
-LARGE_BATCH_BYTES = 256 * 1024
+# From so many bytes on Kafka gets the next request before it has answered the last: one to work on, one to go on with.
+LARGE_REQUEST_BYTES = 256 * 1024
+_MOST_OWED = 2
 _log = structlog.get_logger()
 
 
@@ -42,17 +43,18 @@ def fail_all(accumulator: MessageAccumulator, error: BaseException) -> None:
 
 
 class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
-    """Sends what the accumulator has for a node as soon as that node owes no answer; large batches each alone.
+    """Sends what the accumulator has for a node as soon as that node owes no answer, or only one to a large request.
 
     Kafka reads a connection's next request when it has answered the last. If that is on its way already, it takes it at
-    once; otherwise it waits until we have acknowledged what it confirmed and built what comes next. Small batches
-    wait, so that they gather.
+    once; otherwise it waits until we have acknowledged what it confirmed and built what comes next. Not more than two:
+    each waits for the replicas on its own. Small batches wait, so that they gather.
     """
 
     def __init__(self, client: Any, **arguments: Any) -> None:
         super().__init__(client, **arguments)
         self._loop = asyncio.get_running_loop()  # to ask for it is a system call (getpid), 2 % of a small request
         self._requests: set[asyncio.Task[None]] = set()
+        self._owed: Counter[int] = Counter()  # of each node; a small request counts as much as may be owed
         self._leaderless = asyncio.Event()
         self._ended = False
 
@@ -65,20 +67,21 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
         )
         for node, batches in nodes.items():
             self._muted_partitions.update(batches)
-            small = {}
-            for at, batch in batches.items():
-                if batch._builder.size() < LARGE_BATCH_BYTES:  # noqa: SLF001
-                    small[at] = batch
-                else:
-                    self._send(self._send_alone(node, {at: batch}))
-            if small:
-                self._in_flight.add(node)
-                self._send(self._send_produce_req(node, small))
+            if sum(batch._builder.size() for batch in batches.values()) < LARGE_REQUEST_BYTES:  # noqa: SLF001
+                self._send(node, batches, _MOST_OWED)
+            elif self._owed[node] or len(batches) == 1:
+                self._send(node, batches, 1)
+            else:
+                for half in (slice(0, None, 2), slice(1, None, 2)):
+                    self._send(node, dict(list(batches.items())[half]), 1)
         if leaderless:
             self._leaderless.set()
 
-    def _send(self, exchange: Coroutine[Any, Any, None]) -> None:
-        request = self._loop.create_task(exchange)
+    def _send(self, node: int, batches: Mapping[TopicPartition, MessageBatch], weight: int) -> None:
+        self._owed[node] += weight
+        if self._owed[node] >= _MOST_OWED:
+            self._in_flight.add(node)
+        request = self._loop.create_task(self._exchange(node, batches, weight))
         self._requests.add(request)
         request.add_done_callback(self._answered)
 
@@ -131,13 +134,12 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
             error.__cause__ = crash
         fail_all(self._message_accumulator, error)
 
-    async def _send_produce_req(self, node_id: int, batches: Mapping[TopicPartition, MessageBatch]) -> None:
-        await self._send_alone(node_id, batches)
-        self._in_flight.remove(node_id)
-
-    async def _send_alone(self, node: int, batches: Mapping[TopicPartition, MessageBatch]) -> None:
+    async def _exchange(self, node: int, batches: Mapping[TopicPartition, MessageBatch], weight: int) -> None:
         await _Exchange(self, batches).do(node)
         self._muted_partitions.difference_update(batches)
+        self._owed[node] -= weight
+        if self._owed[node] < _MOST_OWED:
+            self._in_flight.discard(node)
 
 
 class _Exchange(SendProduceReqHandler):  # type: ignore[misc]

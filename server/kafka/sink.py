@@ -209,6 +209,8 @@ class Sink:
             confirmed = bool(self._finished)
             failed = self._failed()
             if failed is not None:
+                if confirmed:
+                    self._progressed()
                 await self._last_answers()
                 raise failed
             try:

@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError, NotLeaderForPartit
 from aiokafka.protocol.produce import ProduceResponse_v7
 from structlog.testing import capture_logs
 
-from server.kafka.sender import LARGE_BATCH_BYTES, LeanProducer, fail_all
+from server.kafka.sender import LARGE_REQUEST_BYTES, LeanProducer, fail_all
 from tests.virtualtime import in_virtual_time, now, settled, until
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ async def sending(leaders: dict[int, int | None]) -> AsyncIterator[Desk]:
         retry_backoff_ms=round(RETRY_SECONDS * 1000),
         request_timeout_ms=REQUEST_TIMEOUT_MS,
         enable_idempotence=True,
-        max_batch_size=2 * LARGE_BATCH_BYTES,
+        max_batch_size=2 * LARGE_REQUEST_BYTES,
     )
     producer._closed = True  # there is no connection to close
     nodes = Nodes(leaders)
@@ -165,29 +165,66 @@ async def test_a_node_that_owes_an_answer_gets_the_next_request_after_it() -> No
 
 
 @in_virtual_time
-async def test_large_batches_go_each_alone_and_keep_nothing_waiting() -> None:
+async def test_a_node_with_much_to_do_has_one_request_to_go_on_with() -> None:
     async with sending(dict.fromkeys(range(5), 1)) as desk:
-        sizes = {0: LARGE_BATCH_BYTES, 1: 1, 2: LARGE_BATCH_BYTES, 3: 1}
-        sent = [desk.hand_over(partition, size) for partition, size in sizes.items()]
+        sent = [desk.hand_over(partition, LARGE_REQUEST_BYTES) for partition in range(4)]
         desk.producer.flush()
-        await until(lambda: len(desk.nodes.requests) == 3)
-        assert desk.nodes.requests == [(1, [0]), (1, [2]), (1, [1, 3])]
-        desk.nodes.owed.insert(0, desk.nodes.owed.pop())
+        await until(lambda: len(desk.nodes.requests) == 2)
+        assert desk.nodes.requests == [(1, [0, 2]), (1, [1, 3])]
+        sent.append(desk.send(4, LARGE_REQUEST_BYTES))
+        await settled()
+        assert len(desk.nodes.requests) == 2
+        desk.nodes.answer()
+        await until(lambda: len(desk.nodes.requests) == 2)
+        assert desk.nodes.requests == [(1, [1, 3]), (1, [4])]
+        desk.nodes.answer()
+        await asyncio.gather(*sent[:4])
+        sent += [desk.hand_over(partition, LARGE_REQUEST_BYTES) for partition in (0, 1)]
+        desk.producer.flush()
+        await until(lambda: len(desk.nodes.requests) == 2)
+        assert desk.nodes.requests == [(1, [4]), (1, [0, 1])]
         desk.nodes.answer()
         desk.nodes.answer()
-        await asyncio.gather(sent[0], sent[1], sent[3])
-        sent += [desk.send(0, LARGE_BATCH_BYTES), desk.send(4)]
-        await until(lambda: len(desk.nodes.requests) == 3)
-        assert desk.nodes.requests == [(1, [2]), (1, [0]), (1, [4])]
-        for _ in range(3):
-            desk.nodes.answer()
         await asyncio.gather(*sent)
+
+
+@in_virtual_time
+async def test_behind_a_small_request_even_much_waits() -> None:
+    async with sending(dict.fromkeys(range(4), 1)) as desk:
+        sent = [desk.send(0, LARGE_REQUEST_BYTES), desk.send(1)]
+        await until(lambda: len(desk.nodes.requests) == 2)
+        sent.append(desk.send(2, LARGE_REQUEST_BYTES))
+        desk.nodes.answer()
+        await sent[0]
+        await settled()
+        assert desk.nodes.requests == [(1, [1])]
+        desk.nodes.answer()
+        await until(lambda: desk.nodes.requests)
+        assert desk.nodes.requests == [(1, [2])]
+        desk.nodes.answer()
+        await asyncio.gather(*sent)
+
+
+@in_virtual_time
+async def test_while_a_node_can_not_be_reached_no_more_requests_are_tried_than_it_may_owe() -> None:
+    async with sending(dict.fromkeys(range(6), 1)) as desk:
+        sent = [desk.hand_over(partition, LARGE_REQUEST_BYTES) for partition in range(6)]
+        desk.producer.flush()
+        for _ in range(3):
+            await until(lambda: len(desk.nodes.requests) == 2)
+            desk.nodes.answer(KafkaConnectionError("away"))
+            desk.nodes.answer(KafkaConnectionError("away"))
+        while not all(future.done() for future in sent):
+            await until(lambda: desk.nodes.requests)
+            assert len(desk.nodes.requests) <= 2
+            desk.nodes.answer()
+            await settled()
 
 
 @in_virtual_time
 async def test_a_large_batch_that_waits_for_its_next_attempt_keeps_nothing_else_waiting() -> None:
     async with sending({0: 1, 1: 1}) as desk:
-        first = desk.send(0, LARGE_BATCH_BYTES)
+        first = desk.send(0, LARGE_REQUEST_BYTES)
         await until(lambda: desk.nodes.requests)
         refused = desk.nodes.answer(NOT_LEADER)
         await settled()

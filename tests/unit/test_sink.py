@@ -410,6 +410,21 @@ async def test_after_a_failed_batch_nothing_more_is_sent_and_the_others_get_two_
 
 
 @in_virtual_time
+async def test_what_was_confirmed_next_to_a_failed_batch_is_acknowledged_at_once(kafka: FakeKafka) -> None:
+    kafka.topics["k"] = 32
+    kafka.judge = lambda _: STALL
+    async with writing(kafka) as desk:
+        desk.arrive(*(Message(b"%d" % number, f"t{number}") for number in range(40)))
+        await until(lambda: len(kafka.sent) > 5)
+        await settled()
+        at = now()
+        kafka.sent[0].answer()
+        kafka.sent[1].answer(7)
+        await until(lambda: desk.books.rounds)
+        assert now() == at
+
+
+@in_virtual_time
 async def test_a_producer_that_takes_no_batch_is_replaced(kafka: FakeKafka, monkeypatch: pytest.MonkeyPatch) -> None:
     async with writing(kafka) as desk:
         await until(lambda: desk.state is None)
