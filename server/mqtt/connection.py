@@ -67,6 +67,7 @@ class BaseConnection(ABC):
         self._pings: deque[Callable[[], None] | None] = deque()  # unanswered, with whom to call
         self._reading_paused = False
         self._rest_timer: asyncio.TimerHandle | None = None
+        self._gives_way = False
         self._leaving = False
         self._ending: Ended | None = None
         self.ended: asyncio.Future[Ended] = self._loop.create_future()
@@ -184,12 +185,12 @@ class BaseConnection(ABC):
         """Leave bytes in the socket for so long, so that more are read together; then call, and read again."""
         if self._rest_timer is None and self.is_open and not self._leaving:
             self._rest_timer = self._loop.call_later(seconds, self._rested, then)
-            if not self._reading_paused:
+            if not self._reading_paused and not self._gives_way:
                 self._stop_reading()
 
     def _rested(self, then: Callable[[], None]) -> None:
         self._rest_timer = None
-        if not self._reading_paused:
+        if not self._reading_paused and not self._gives_way:
             self._start_reading()
         then()
 
@@ -199,11 +200,13 @@ class BaseConnection(ABC):
         While each read fills its buffer libuv goes on, up to 32 times: 35,000 messages of 200 bytes, and 40 ms, in
         which none of Kafka's answers is heard.
         """
-        if not self._reading_paused and self._rest_timer is None and self._ending is None:
+        if not self._reading_paused and self._rest_timer is None and not self._gives_way and self._ending is None:
+            self._gives_way = True
             self._stop_reading()
             self._loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
+        self._gives_way = False
         if not self._reading_paused and self._rest_timer is None and self._ending is None:
             self._start_reading()
 
@@ -211,7 +214,7 @@ class BaseConnection(ABC):
         """Leave bytes in the socket, so that the broker feels the back-pressure."""
         if self._is_connected and not self._reading_paused and not self._leaving and self._ending is None:
             self._reading_paused = True
-            if self._rest_timer is None:
+            if self._rest_timer is None and not self._gives_way:
                 self._stop_reading()
 
     def resume_reading(self) -> None:
@@ -220,7 +223,7 @@ class BaseConnection(ABC):
             self._reading_paused = False
             if self._silent_since is not None:
                 self._silent_since = time.monotonic()
-            if self._rest_timer is None:
+            if self._rest_timer is None and not self._gives_way:
                 self._start_reading()
             if self._reads.waiting:
                 self._loop.call_soon(self._take_in_kept)
@@ -239,7 +242,8 @@ class BaseConnection(ABC):
         if self._rest_timer is not None:
             self._rest_timer.cancel()
             self._rest_timer = None
-            self._start_reading()
+            if not self._gives_way:
+                self._start_reading()
         try:
             deadline = self._loop.time() + patience
             await self._acknowledgements_written(patience)
