@@ -87,7 +87,8 @@ class Connection:
     def take(self, messages: int) -> None:
         """Take so many QoS 1 messages and acknowledge each, a read at a time, without looking at what they say.
 
-        It stands for the fastest reader there can be. It must be the first call on the connection.
+        It stands for the fastest reader there can be, hence not `read`: with the codec's messages it gets 8 % less of
+        Mosquitto. It must be the first call on the connection.
         """
         # Some may have come along with CONNACK.
         taken, data = len(self.messages), self._rest

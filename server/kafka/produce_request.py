@@ -52,48 +52,27 @@ class Answer(ProduceResponse_v7):  # type: ignore[misc] # aiokafka has no types
         return cls(topics, throttle_time_ms)
 
 
-class Header:
-    """A request's header."""
-
-    def __init__(self, correlation_id: int, client_id: str) -> None:
-        self._correlation_id = correlation_id
-        self._client_id = client_id.encode()
-
-    def encode(self) -> bytes:
-        """The bytes."""
-        client_id = self._client_id
-        return _REQUEST_HEADER.pack(_API_KEY, _VERSION, self._correlation_id, len(client_id)) + client_id
-
-
 class RequestBody(ProduceRequest_v7):  # type: ignore[misc]
     """A request: `topics` has (topic, [(partition, batch)])."""
 
     RESPONSE_TYPE = Answer
 
-    def build_request_header(self, correlation_id: int, client_id: str) -> Header:
-        """The header to send before it."""
-        return Header(correlation_id, client_id)
-
-    def encode(self) -> bytes:
-        """The bytes."""
-        return b"".join(self._parts())
-
     def pieces(self, correlation_id: int, client_id: str) -> list[bytes | bytearray]:
         """What goes over the wire, its length and its header included; if it is large, without copying the batches."""
-        parts = self._parts()
-        header = Header(correlation_id, client_id).encode()
-        size = len(header) + sum(map(len, parts))
-        pieces = [_COUNT.pack(size), header, *parts]
-        return pieces if size >= _WORTH_PIECES else [b"".join(pieces)]
-
-    def _parts(self) -> list[Any]:
-        parts: list[Any] = [_REQUEST.pack(-1, self.required_acks, self.timeout, len(self.topics))]
+        name = client_id.encode()
+        pieces: list[Any] = [
+            _REQUEST_HEADER.pack(_API_KEY, _VERSION, correlation_id, len(name)),
+            name,
+            _REQUEST.pack(-1, self.required_acks, self.timeout, len(self.topics)),
+        ]
         for topic, batches in self.topics:
             name = topic.encode()
-            parts += (_LENGTH.pack(len(name)), name, _COUNT.pack(len(batches)))
+            pieces += (_LENGTH.pack(len(name)), name, _COUNT.pack(len(batches)))
             for partition, batch in batches:
-                parts += (_PARTITION.pack(partition, len(batch)), batch)
-        return parts
+                pieces += (_PARTITION.pack(partition, len(batch)), batch)
+        size = sum(map(len, pieces))
+        pieces.insert(0, _COUNT.pack(size))
+        return pieces if size >= _WORTH_PIECES else [b"".join(pieces)]
 
 
 class Request(ProduceRequest):  # type: ignore[misc]

@@ -59,28 +59,28 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
         self._ended = False
 
     def send_ready(self) -> None:
-        """Send a request to each node that owes no answer and has batches waiting."""
+        """Send what waits for each node that may owe more than it does."""
         if self._ended:
             return
         nodes, leaderless = self._message_accumulator.drain_by_nodes(
-            ignore_nodes=self._in_flight, muted_partitions=self._muted_partitions
+            ignore_nodes={node for node, owed in self._owed.items() if owed >= _MOST_OWED},
+            muted_partitions=self._muted_partitions,
         )
         for node, batches in nodes.items():
             self._muted_partitions.update(batches)
-            if sum(batch._builder.size() for batch in batches.values()) < LARGE_REQUEST_BYTES:  # noqa: SLF001
-                self._send(node, batches, _MOST_OWED)
-            elif self._owed[node] or len(batches) == 1:
-                self._send(node, batches, 1)
-            else:
-                for half in (slice(0, None, 2), slice(1, None, 2)):
-                    self._send(node, dict(list(batches.items())[half]), 1)
+            size = sum(batch._builder.size() for batch in batches.values())  # noqa: SLF001
+            if size < LARGE_REQUEST_BYTES:
+                self._send(node, batches, weight=_MOST_OWED)
+                continue
+            # Of several the node gets one request now, and one to go on with.
+            parts = 1 if self._owed[node] else min(_MOST_OWED, len(batches))
+            for part in range(parts):
+                self._send(node, dict(list(batches.items())[part::parts]), weight=1)
         if leaderless:
             self._leaderless.set()
 
     def _send(self, node: int, batches: Mapping[TopicPartition, MessageBatch], weight: int) -> None:
         self._owed[node] += weight
-        if self._owed[node] >= _MOST_OWED:
-            self._in_flight.add(node)
         request = self._loop.create_task(self._exchange(node, batches, weight))
         self._requests.add(request)
         request.add_done_callback(self._answered)
@@ -138,8 +138,6 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
         await _Exchange(self, batches).do(node)
         self._muted_partitions.difference_update(batches)
         self._owed[node] -= weight
-        if self._owed[node] < _MOST_OWED:
-            self._in_flight.discard(node)
 
 
 class _Exchange(SendProduceReqHandler):  # type: ignore[misc]
@@ -197,7 +195,7 @@ class LeanProducer(AIOKafkaProducer):  # type: ignore[misc]
         return future
 
     def flush(self) -> None:
-        """Send what was handed over; what a node with an unanswered request leads follows after the answer."""
+        """Send what was handed over, now or when the nodes that lead it owe less."""
         self._sender.send_ready()
 
     async def end(self, within: float) -> None:

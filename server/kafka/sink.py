@@ -208,16 +208,15 @@ class Sink:
             missing = self._outbox.follow(producer.partitions)
             confirmed = bool(self._finished)
             failed = self._failed()
-            if failed is not None:
-                if confirmed:
-                    self._progressed()
-                await self._last_answers()
-                raise failed
             try:
-                self._send(producer)
+                if failed is None:
+                    self._send(producer)
             finally:
                 if confirmed:  # behind it: Kafka has the next batch to work on while we acknowledge the last
                     self._progressed()
+            if failed is not None:
+                await self._last_answers()
+                raise failed
             if self._fatal is not None:
                 await self._last_answers()
                 raise SinkStoppedError(self._fatal)

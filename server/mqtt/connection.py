@@ -68,6 +68,7 @@ class BaseConnection(ABC):
         self._reading_paused = False
         self._rest_timer: asyncio.TimerHandle | None = None
         self._gives_way = False
+        self._reads_on = True  # unless one of these three speaks against it
         self._leaving = False
         self._ending: Ended | None = None
         self.ended: asyncio.Future[Ended] = self._loop.create_future()
@@ -185,13 +186,11 @@ class BaseConnection(ABC):
         """Leave bytes in the socket for so long, so that more are read together; then call, and read again."""
         if self._rest_timer is None and self.is_open and not self._leaving:
             self._rest_timer = self._loop.call_later(seconds, self._rested, then)
-            if not self._reading_paused and not self._gives_way:
-                self._stop_reading()
+            self._read_or_not()
 
     def _rested(self, then: Callable[[], None]) -> None:
         self._rest_timer = None
-        if not self._reading_paused and not self._gives_way:
-            self._start_reading()
+        self._read_or_not()
         then()
 
     def give_way(self) -> None:
@@ -200,22 +199,32 @@ class BaseConnection(ABC):
         While each read fills its buffer libuv goes on, up to 32 times: 35,000 messages of 200 bytes, and 40 ms, in
         which none of Kafka's answers is heard.
         """
-        if not self._reading_paused and self._rest_timer is None and not self._gives_way and self._ending is None:
+        if self._reads_on and self._ending is None:
             self._gives_way = True
-            self._stop_reading()
+            self._read_or_not()
             self._loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
         self._gives_way = False
-        if not self._reading_paused and self._rest_timer is None and self._ending is None:
+        if self._ending is None:
+            self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        """Stop or start as a pause, a rest and giving way together ask for."""
+        wanted = not self._reading_paused and self._rest_timer is None and not self._gives_way
+        if wanted == self._reads_on:
+            return
+        self._reads_on = wanted
+        if wanted:
             self._start_reading()
+        else:
+            self._stop_reading()
 
     def pause_reading(self) -> None:
         """Leave bytes in the socket, so that the broker feels the back-pressure."""
         if self._is_connected and not self._reading_paused and not self._leaving and self._ending is None:
             self._reading_paused = True
-            if self._rest_timer is None and not self._gives_way:
-                self._stop_reading()
+            self._read_or_not()
 
     def resume_reading(self) -> None:
         """Read again; an outstanding PINGRESP gets its full time from here."""
@@ -223,8 +232,7 @@ class BaseConnection(ABC):
             self._reading_paused = False
             if self._silent_since is not None:
                 self._silent_since = time.monotonic()
-            if self._rest_timer is None and not self._gives_way:
-                self._start_reading()
+            self._read_or_not()
             if self._reads.waiting:
                 self._loop.call_soon(self._take_in_kept)
 
@@ -242,8 +250,7 @@ class BaseConnection(ABC):
         if self._rest_timer is not None:
             self._rest_timer.cancel()
             self._rest_timer = None
-            if not self._gives_way:
-                self._start_reading()
+            self._read_or_not()
         try:
             deadline = self._loop.time() + patience
             await self._acknowledgements_written(patience)

@@ -24,7 +24,7 @@ from tests.security.mqtt_reading import frames, kind
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from server.core.acks import Arrival
     from server.kafka.sink import Sink
@@ -163,12 +163,11 @@ class _Feeding:
             elif id(of_qos[number]) in waiting:
                 self.faults.append(f"{packet.hex()} acknowledges what Kafka has not confirmed")
 
-    async def wait_for_room(self, reads: Callable[[], bool]) -> None:
-        """Reading is paused: confirm until it goes on. If nothing waits, it was for one turn of the loop."""
-        confirmed = self.session.kafka.confirm_one(self.rng)
-        await asyncio.sleep(0)
-        if not confirmed and not reads():
+    async def wait_for_room(self) -> None:
+        """Reading is paused: confirm until it goes on."""
+        if not self.session.kafka.confirm_one(self.rng):
             self.faults.append("reading is paused, and nothing waits for Kafka")
+        await asyncio.sleep(0)
 
     async def between_reads(self) -> None:
         self.check_acknowledged()
@@ -222,8 +221,11 @@ async def feed_5(data: bytes, rng: random.Random, shared: SharedBuffer) -> Outco
     connection.connection_made(transport)
     subscribing: asyncio.Task[Any] | None = None
     while feeding.position < len(data) and transport.is_open and not feeding.faults:
+        if connection._gives_way:
+            await asyncio.sleep(0)
+            continue
         if not transport.reads:
-            await feeding.wait_for_room(lambda: transport.reads)
+            await feeding.wait_for_room()
             continue
         room = connection.get_buffer(-1)
         size = min(len(room), feeding.next_size())
@@ -235,8 +237,10 @@ async def feed_5(data: bytes, rng: random.Random, shared: SharedBuffer) -> Outco
         if subscribing is None and connection.is_open:
             subscribing = asyncio.create_task(_subscribe(connection))
         await feeding.between_reads()
+    if connection._gives_way:
+        await asyncio.sleep(0)
     while transport.is_open and not transport.reads and not feeding.faults:
-        await feeding.wait_for_room(lambda: transport.reads)
+        await feeding.wait_for_room()
     await _turns(1)  # what was kept while it did not read is taken in
     if transport.is_open:
         connection.eof_received()
@@ -320,7 +324,7 @@ async def _until_read(sock: socket.socket, connecting: asyncio.Task[Ended], feed
             return
         connection = cast("v311.Connection | None", feeding.session.connection)
         if connection is not None and connection._reading_paused:
-            await feeding.wait_for_room(lambda: not connection._reading_paused)  # noqa: B023 - awaited right here
+            await feeding.wait_for_room()
         elif not struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0" * 4))[0]:
             return
     feeding.faults.append("it does not read what is there")

@@ -54,7 +54,9 @@ def test_large_batches_are_sent_as_they_lie() -> None:
 
 def test_a_batch_may_be_any_buffer() -> None:
     request = Request(-1, 40_000, [("t", [(0, bytearray(b"batch"))])]).prepare(KAFKA_4)
-    assert request.encode() == Request(-1, 40_000, TOPICS).prepare(KAFKA_4).encode()
+    of_bytes = Request(-1, 40_000, TOPICS).prepare(KAFKA_4)
+    assert request.encode() == of_bytes.encode()
+    assert request.pieces(7, "me") == of_bytes.pieces(7, "me")
 
 
 @given(topics=_topics_of(st.tuples(int32, int16, int64, int64, int64)), throttle_time_ms=int32)

@@ -145,6 +145,18 @@ async def writing(cluster: FakeKafka, config: dict[str, Any] | None = None, **sp
             assert sink.in_flight_bytes == 0
 
 
+@asynccontextmanager
+async def stalled_in_many_lanes(kafka: FakeKafka) -> AsyncIterator[Desk]:
+    """40 messages on their way to as many of 32 partitions as they come to; Kafka answers none of its own accord."""
+    kafka.topics["k"] = 32
+    kafka.judge = lambda _: STALL
+    async with writing(kafka) as desk:
+        desk.arrive(*(Message(b"%d" % number, f"t{number}") for number in range(40)))
+        await until(lambda: len(kafka.sent) > 5)
+        await settled()
+        yield desk
+
+
 def refuse(code: object, *payloads: bytes) -> Callable[[Sent], object]:
     """Refuse every batch that holds one of these payloads, or every one if none is named."""
     return lambda sent: code if not payloads or set(sent.values) & set(payloads) else CONFIRM
@@ -386,12 +398,7 @@ async def test_what_kafka_confirmed_has_a_size_and_a_time_it_took(kafka: FakeKaf
 
 @in_virtual_time
 async def test_after_a_failed_batch_nothing_more_is_sent_and_the_others_get_two_seconds(kafka: FakeKafka) -> None:
-    kafka.topics["k"] = 32
-    kafka.judge = lambda _: STALL
-    async with writing(kafka) as desk:
-        desk.arrive(*(Message(b"%d" % number, f"t{number}") for number in range(40)))
-        await until(lambda: len(kafka.sent) > 5)
-        await settled()
+    async with stalled_in_many_lanes(kafka) as desk:
         first = kafka.sent[:]
         first[0].answer(7)
         await settled()
@@ -411,12 +418,7 @@ async def test_after_a_failed_batch_nothing_more_is_sent_and_the_others_get_two_
 
 @in_virtual_time
 async def test_what_was_confirmed_next_to_a_failed_batch_is_acknowledged_at_once(kafka: FakeKafka) -> None:
-    kafka.topics["k"] = 32
-    kafka.judge = lambda _: STALL
-    async with writing(kafka) as desk:
-        desk.arrive(*(Message(b"%d" % number, f"t{number}") for number in range(40)))
-        await until(lambda: len(kafka.sent) > 5)
-        await settled()
+    async with stalled_in_many_lanes(kafka) as desk:
         kafka.sent[0].answer()
         kafka.sent[1].answer(7)
         await settled()
