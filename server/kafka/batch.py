@@ -1,4 +1,4 @@
-"""A batch of records for one partition, filled without a detour.
+"""A batch of records for one partition: filled without a detour, and answered for once.
 
 aiokafka takes each record through Python before its C code encodes it: 0.5 µs, of which the encoding takes 0.2
 (docs/decisions/0018-sender.md). Here records go there at once, and the batch hears at the end how many they are.
@@ -6,12 +6,15 @@ aiokafka takes each record through Python before its C code encodes it: 0.5 µs,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
+
+    from aiokafka.structs import TopicPartition
 
     from server.core.record import Headers
 
@@ -20,7 +23,16 @@ Encode: TypeAlias = "Callable[[int, int, bytes | None, bytes, Headers], object |
 
 
 class RecordBatch(BatchBuilder):  # type: ignore[misc] # aiokafka has no types
-    """A batch of at most so many bytes before compression, and how to compress it; the first record may be larger."""
+    """A batch of at most so many bytes before compression, and how to compress it; the first record may be larger.
+
+    Once it is handed over it is for the partition `at`, and `answer` is done when Kafka has answered for it. `numbered`
+    says that it has its sequence number, which it keeps however often it is sent.
+    """
+
+    at: TopicPartition
+    answer: asyncio.Future[None]
+    give_up_at: float  # by time.monotonic()
+    numbered = False
 
     @property
     def encode(self) -> Encode:
@@ -31,3 +43,13 @@ class RecordBatch(BatchBuilder):  # type: ignore[misc] # aiokafka has no types
     def filled(self, records: int) -> None:
         """Note how many records are in it: sequence numbers go on by as many."""
         self._relative_offset = records
+
+    def done(self, *_: Any) -> None:
+        """Kafka has it. What it says beside that (offset and times) nobody asks for."""
+        if not self.answer.done():
+            self.answer.set_result(None)
+
+    def failure(self, exception: BaseException) -> None:
+        """Kafka has refused it for good, or nobody knows what became of it."""
+        if not self.answer.done():
+            self.answer.set_exception(exception)

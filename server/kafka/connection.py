@@ -1,44 +1,91 @@
-"""aiokafka's connection to a broker, but for how it writes."""
+"""aiokafka's connection to a broker, but for how produce requests are written and their answers read."""
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import aiokafka.conn
 from aiokafka.conn import AIOKafkaConnection, CloseReason
-from aiokafka.errors import KafkaConnectionError
-from aiokafka.util import wait_for
+from aiokafka.errors import CorrelationIdError, KafkaConnectionError, KafkaError, RequestTimedOutError
 
-from server.kafka.produce_request import Request, RequestBody
+from server.kafka.produce_request import Answer, Request, RequestBody, correlation_id
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class Connection(AIOKafkaConnection):  # type: ignore[misc] # aiokafka has no types
     """Writes produce requests without copying their batches, and hears of a transport that is gone.
 
-    aiokafka joins a request three times: 5 µs of the 31 that a message of 10 kB costs.
+    aiokafka joins a request three times: 5 µs of the 31 that a message of 10 kB costs. It waits for each answer with a
+    timer of its own, and reads it field by field; here one timer looks at all that are late.
 
     Between a TCP reset and the call of `connection_lost` uvloop raises RuntimeError on writing, where asyncio's own
     transports keep silent. aiokafka expects OSError only: the task that writes would end, and with it all metadata, or
     a batch would never be answered.
     """
 
+    _deadline: asyncio.TimerHandle | None = None
+
     def send(self, request: Any, expect_response: bool = True) -> Any:
         """Write a request; returns what to await for its answer.
 
         Raises:
             KafkaConnectionError: the connection is gone.
+            IncompatibleBrokerVersion, NotImplementedError: the broker speaks no version of it that aiokafka does.
         """
         try:
             body = request.prepare(self._versions) if isinstance(request, Request) and self._writer else None
             if not isinstance(body, RequestBody):
                 return super().send(request, expect_response)
-            correlation_id = self._next_correlation_id()
-            self._writer.writelines(body.pieces(correlation_id, self._client_id))
+            number = self._next_correlation_id()
+            self._writer.writelines(body.pieces(number, self._client_id))
         except (RuntimeError, OSError) as error:
+            if isinstance(error, KafkaError | NotImplementedError):  # RuntimeErrors too, but about the request
+                raise
             raise self._gone(error) from error
         answer = self._loop.create_future()
-        self._requests.append((correlation_id, body, answer))
-        return wait_for(answer, self._request_timeout)
+        self._requests.append((number, body, answer))
+        body.deadline = self._loop.time() + self._request_timeout
+        if self._deadline is None:
+            self._deadline = self._loop.call_at(body.deadline, self._look_for_late_answers)
+        return answer
+
+    def _look_for_late_answers(self) -> None:
+        self._deadline = None
+        now = self._loop.time()
+        for _, body, answer in self._requests:
+            if not isinstance(body, RequestBody) or answer.done():
+                continue
+            if body.deadline > now:
+                self._deadline = self._loop.call_at(body.deadline, self._look_for_late_answers)
+                break
+            late = RequestTimedOutError()
+            answer.set_exception(late)
+            self.close(reason=CloseReason.CONNECTION_TIMEOUT, exc=late)  # the others fail with it
+            break
+
+    def _handle_frame(self, frame: bytes) -> None:
+        number, body, answer = self._requests[0]
+        if not isinstance(body, RequestBody):
+            super()._handle_frame(frame)
+            return
+        if (found := correlation_id(frame)) != number:
+            error = CorrelationIdError(f"Kafka answered request {found} instead of {number}")
+            self.close(reason=CloseReason.OUT_OF_SYNC, exc=error)
+            return
+        if not answer.done():
+            answer.set_result(Answer.decode(frame))
+        self._last_action = time.monotonic()
+        self._requests.popleft()
+
+    def close(self, reason: CloseReason | None = None, exc: BaseException | None = None) -> Any:
+        """Close, and fail what waits for an answer."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        return super().close(reason=reason, exc=exc)
 
     def _send_sasl_token(self, payload: bytes, expect_response: bool = True) -> Any:
         try:

@@ -8,17 +8,18 @@ https://kafka.apache.org/protocol, Produce). Older brokers get aiokafka's own.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v7, ProduceResponse_v7
+from aiokafka.protocol.produce import ProduceRequest, ProduceRequest_v7
 
 if TYPE_CHECKING:
-    from io import BytesIO
+    from collections.abc import Sequence
 
 _API_KEY, _VERSION = ProduceRequest_v7.API_KEY, ProduceRequest_v7.API_VERSION
 _LENGTH = Struct(">h")
-_COUNT = Struct(">i")
+_COUNT = _CORRELATION_ID = _THROTTLE_TIME = Struct(">i")
 _REQUEST_HEADER = Struct(">hhih")  # API key, version, correlation id, length of the client id
 _REQUEST = Struct(">hhii")  # length of the transactional id (-1: none), acks, timeout, number of topics
 _PARTITION = Struct(">ii")  # partition, length of the batch
@@ -27,35 +28,53 @@ _WORTH_PIECES = 64 * 1024
 _ANSWER = Struct(">ihqqq")  # partition, error code, offset, time of appending, offset at which the log starts
 
 
-class Answer(ProduceResponse_v7):  # type: ignore[misc] # aiokafka has no types
+@dataclass(slots=True)
+class Answer:
     """What Kafka says to each batch: `topics` has (topic, [(partition, error code, offset, time, log start)])."""
 
+    topics: list[tuple[str, list[tuple[int, ...]]]]
+    API_VERSION: ClassVar[int] = _VERSION
+
     @classmethod
-    def decode(cls, data: BytesIO) -> Answer:
-        """Read the answer behind its header.
+    def decode(cls, frame: bytes) -> Answer:
+        """Read the answer behind its header, the correlation id.
 
         Raises:
             struct.error, ValueError: it ends too early; aiokafka closes the connection then.
         """
-        body = data.read()
-        (topic_count,), at = _COUNT.unpack_from(body), _COUNT.size
+        at = _CORRELATION_ID.size
+        (topic_count,), at = _COUNT.unpack_from(frame, at), at + _COUNT.size
         topics = []
         for _ in range(topic_count):
-            (length,) = _LENGTH.unpack_from(body, at)
+            (length,) = _LENGTH.unpack_from(frame, at)
             begin = at + _LENGTH.size
             at = begin + length
-            (partition_count,) = _COUNT.unpack_from(body, at)
+            (partition_count,) = _COUNT.unpack_from(frame, at)
             end = at + _COUNT.size + partition_count * _ANSWER.size
-            topics.append((body[begin:at].decode(), list(_ANSWER.iter_unpack(body[at + _COUNT.size : end]))))
+            topics.append((frame[begin:at].decode(), list(_ANSWER.iter_unpack(frame[at + _COUNT.size : end]))))
             at = end
-        (throttle_time_ms,) = _COUNT.unpack_from(body, at)
-        return cls(topics, throttle_time_ms)
+        _THROTTLE_TIME.unpack_from(frame, at)
+        return cls(topics)
 
 
-class RequestBody(ProduceRequest_v7):  # type: ignore[misc]
+def correlation_id(frame: bytes) -> int:
+    """Which request a frame answers.
+
+    Raises:
+        struct.error: it ends too early.
+    """
+    (found,) = _CORRELATION_ID.unpack_from(frame)
+    return int(found)
+
+
+@dataclass(slots=True)
+class RequestBody:
     """A request: `topics` has (topic, [(partition, batch)])."""
 
-    RESPONSE_TYPE = Answer
+    acks: int
+    timeout_ms: int
+    topics: Sequence[tuple[str, Sequence[tuple[int, Any]]]]
+    deadline: float = 0.0  # of its answer, by the event loop's clock; as soon as it is sent
 
     def pieces(self, correlation_id: int, client_id: str) -> list[bytes | bytearray]:
         """What goes over the wire, its length and its header included; if it is large, without copying the batches."""
@@ -63,7 +82,7 @@ class RequestBody(ProduceRequest_v7):  # type: ignore[misc]
         pieces: list[Any] = [
             _REQUEST_HEADER.pack(_API_KEY, _VERSION, correlation_id, len(name)),
             name,
-            _REQUEST.pack(-1, self.required_acks, self.timeout, len(self.topics)),
+            _REQUEST.pack(-1, self.acks, self.timeout_ms, len(self.topics)),
         ]
         for topic, batches in self.topics:
             name = topic.encode()
@@ -85,5 +104,5 @@ class Request(ProduceRequest):  # type: ignore[misc]
         """The request for a broker that speaks these versions (least and highest) of each API."""
         least, highest = versions.get(_API_KEY, (0, -1))
         if least <= _VERSION <= highest:
-            return RequestBody(None, self._required_acks, self._timeout, self._topics)
+            return RequestBody(self._required_acks, self._timeout, self._topics)
         return super().prepare(versions)

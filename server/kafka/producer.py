@@ -20,7 +20,7 @@ from server.core.lifecycle import Reason
 from server.kafka.connecting import explain_failed_connections, notice_refused_tokens, retrieve_resets
 from server.kafka.connection import use as use_connection
 from server.kafka.oauth import Tokens
-from server.kafka.sender import LeanProducer, fail_all
+from server.kafka.sender import LeanProducer
 from server.kafka.tls import ConfigurationError, ReloadedContext
 
 if TYPE_CHECKING:
@@ -211,8 +211,7 @@ class Producer:
 
     def partitions(self, topic: str) -> int:
         """How many partitions the topic has; 0 while that is not known."""
-        known = self._producer.client.cluster.partitions_for_topic(topic)
-        return len(known) if known else 0
+        return len(self._producer.client.cluster._partitions.get(topic, ()))  # noqa: SLF001 - asked in every round
 
     def may_not_see(self, topic: str) -> bool:
         """Whether Kafka hides the topic from us."""
@@ -243,7 +242,7 @@ class Producer:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_ABANDON_TIMEOUT_SECONDS):
                 await client.close()
-        fail_all(producer._message_accumulator, KafkaError("the producer was abandoned"))  # noqa: SLF001
+        producer.fail_all(KafkaError("the producer was abandoned"))
 
 
 async def _no_connection(*_: Any, **__: Any) -> None:

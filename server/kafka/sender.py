@@ -1,49 +1,50 @@
-"""aiokafka's sender, which waits for less.
+"""Produce requests: which batches go together to which node, and what becomes of them.
 
-The original wakes a task for every batch, which waits for a set of futures twice a request: a fifth of what a small
-request costs in CPU, and most of its turns of the event loop (docs/decisions/0018-sender.md). Here requests leave where
-batches are handed over. What is tried again, with which sequence number, and how it fails is aiokafka's own.
+aiokafka's sender wakes a task for every batch, which waits for a set of futures twice a request; each request is one
+more task. Here requests leave where batches are handed over, and their answers are taken where they are read: no task
+is needed but to connect, and to wait before the next attempt (docs/decisions/0018-sender.md). Connections, metadata,
+producer ids and the meaning of answers are aiokafka's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import time
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
-from aiokafka.producer.sender import Sender, SendProduceReqHandler
+from aiokafka.client import ConnectionGroup
+from aiokafka.conn import CloseReason
+from aiokafka.errors import (
+    KafkaError,
+    LeaderNotAvailableError,
+    NodeNotReadyError,
+    NotLeaderForPartitionError,
+    RequestTimedOutError,
+)
+from aiokafka.producer.sender import Sender, SendProduceReqHandler, log
 from aiokafka.structs import TopicPartition
 
 from server.kafka.batch import RecordBatch
 from server.kafka.produce_request import Request
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Coroutine, Sequence
 
-    from aiokafka.producer.message_accumulator import MessageAccumulator, MessageBatch
+    from server.kafka.connection import Connection
 
 # From so many bytes on Kafka gets the next request before it has answered the last: one to work on, one to go on with.
 LARGE_REQUEST_BYTES = 256 * 1024
 _MOST_OWED = 2
+_NO_LEADER_NOW = -1
 _log = structlog.get_logger()
 
 
-def fail_all(accumulator: MessageAccumulator, error: BaseException) -> None:
-    """Fail every batch, those that wait for their next attempt included; from now on none is taken."""
-    # Their callbacks look for them among the pending ones, and nobody asks whether they were drained.
-    queued = [batch for queue in accumulator._batches.values() for batch in queue]  # noqa: SLF001
-    accumulator._pending_batches.update(queued)  # noqa: SLF001
-    accumulator.fail_all(error)
-    for batch in queued:
-        if not batch._drain_waiter.cancelled():  # noqa: SLF001
-            batch._drain_waiter.exception()  # noqa: SLF001
-
-
 class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
-    """Sends what the accumulator has for a node as soon as that node owes no answer, or only one to a large request.
+    """Sends what waits for a node as soon as that node owes no answer, or only one to a large request.
 
     Kafka reads a connection's next request when it has answered the last. If that is on its way already, it takes it at
     once; otherwise it waits until we have acknowledged what it confirmed and built what comes next. Not more than two:
@@ -51,63 +52,176 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
     """
 
     def __init__(self, client: Any, **arguments: Any) -> None:
-        super().__init__(client, **arguments)
-        self._loop = asyncio.get_running_loop()  # to ask for it is a system call (getpid), 2 % of a small request
-        self._requests: set[asyncio.Task[None]] = set()
+        super().__init__(client, message_accumulator=None, **arguments)
+        self._loop = asyncio.get_running_loop()
+        self._unanswered: dict[TopicPartition, RecordBatch] = {}  # all that were handed over
+        self._waiting: dict[TopicPartition, RecordBatch] = {}  # those of them that can be sent
+        self._requests: set[asyncio.Future[Any]] = set()  # what is on its way, or waits to be
         self._owed: Counter[int] = Counter()  # of each node; a small request counts as much as may be owed
         self._leaderless = asyncio.Event()
+        self._failure: KafkaError | None = None
         self._ended = False
+
+    def take(self, batch: RecordBatch, at: TopicPartition) -> asyncio.Future[None]:
+        """Queue a batch for a partition that has none unanswered; the future is done when Kafka has answered for it.
+
+        Raises:
+            KafkaError: nothing is taken any more.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if at in self._unanswered:
+            raise RuntimeError(f"partition {at.partition} of {at.topic!r} has a batch that is not answered")
+        batch.close()
+        batch.at = at
+        batch.answer = self._loop.create_future()
+        batch.give_up_at = time.monotonic() + self._request_timeout_ms / 1000
+        self._unanswered[at] = self._waiting[at] = batch
+        return batch.answer
 
     def send_ready(self) -> None:
         """Send what waits for each node that may owe more than it does."""
         if self._ended:
             return
-        nodes, leaderless = self._message_accumulator.drain_by_nodes(
-            ignore_nodes={node for node, owed in self._owed.items() if owed >= _MOST_OWED},
-            muted_partitions=self._muted_partitions,
-        )
+        nodes: dict[int, list[RecordBatch]] = {}
+        for at, batch in list(self._waiting.items()):
+            node = self.client.cluster.leader_for_partition(at)
+            if node is None or node == _NO_LEADER_NOW:
+                self._without_leader(batch, LeaderNotAvailableError() if node else NotLeaderForPartitionError())
+            elif self._owed[node] < _MOST_OWED:
+                del self._waiting[at]
+                nodes.setdefault(node, []).append(batch)
         for node, batches in nodes.items():
-            self._muted_partitions.update(batches)
-            size = sum(batch._builder.size() for batch in batches.values())  # noqa: SLF001
-            if size < LARGE_REQUEST_BYTES:
-                self._send(node, batches, weight=_MOST_OWED)
+            if sum(batch.size() for batch in batches) < LARGE_REQUEST_BYTES:
+                self._send(_Exchange(self, node, batches, weight=_MOST_OWED))
                 continue
             # Of several the node gets one request now, and one to go on with.
             parts = 1 if self._owed[node] else min(_MOST_OWED, len(batches))
             for part in range(parts):
-                self._send(node, dict(list(batches.items())[part::parts]), weight=1)
-        if leaderless:
-            self._leaderless.set()
+                self._send(_Exchange(self, node, batches[part::parts], weight=1))
 
-    def _send(self, node: int, batches: Mapping[TopicPartition, MessageBatch], weight: int) -> None:
-        self._owed[node] += weight
-        request = self._loop.create_task(self._exchange(node, batches, weight))
-        self._requests.add(request)
-        request.add_done_callback(self._answered)
+    def number(self, batch: RecordBatch) -> None:
+        """Give the batch its sequence number, unless it has one or idempotence is off."""
+        if self._txn_manager is not None and not batch.numbered:
+            numbers = self._txn_manager
+            first = numbers.sequence_number(batch.at)
+            numbers.increment_sequence_number(batch.at, batch.record_count())
+            batch._set_producer_state(numbers.producer_id, numbers.producer_epoch, first)  # noqa: SLF001
+            batch.numbered = True
+
+    def fail_all(self, error: KafkaError) -> None:
+        """Fail every batch that is not answered, wherever it is; from now on none is taken."""
+        self._failure = error
+        self._waiting.clear()
+        unanswered, self._unanswered = self._unanswered, {}
+        for batch in unanswered.values():
+            batch.failure(error)
 
     async def end(self, within: float) -> None:
         """Send nothing more, and give up what is on its way or waits for a connection, within so many seconds."""
         self._ended = True
-        left: set[asyncio.Future[Any]] = {*self._requests}
+        left = {*self._requests}
         if self._sender_task is not None:
             left.add(self._sender_task)
-        for task in left:
-            task.cancel()
+        for each in left:
+            each.cancel()
         if left:
             await asyncio.wait(left, timeout=within)
 
-    def _answered(self, request: asyncio.Task[None]) -> None:
-        self._requests.discard(request)
-        if request.cancelled():
+    # --- a request and its answer -----------------------------------------------------------------------------------
+
+    def _send(self, exchange: _Exchange) -> None:
+        self._owed[exchange.node] += exchange.weight
+        connection = self._connection(exchange.node)
+        if connection is None:
+            self._start(self._connect(exchange))
+        else:
+            self._write(exchange, connection)
+
+    def _connection(self, node: int) -> Connection | None:
+        connection: Connection | None = self.client._conns.get((node, ConnectionGroup.DEFAULT))  # noqa: SLF001
+        return connection if connection is not None and connection.connected() else None
+
+    async def _connect(self, exchange: _Exchange) -> None:
+        await self.client.ready(exchange.node)
+        connection = self._connection(exchange.node)
+        if connection is None:
+            self._conclude(exchange, NodeNotReadyError(f"node {exchange.node} can't be reached"))
+        else:
+            self._write(exchange, connection)
+
+    def _write(self, exchange: _Exchange, connection: Connection) -> None:
+        try:
+            answer = connection.send(exchange.create_request())
+        except KafkaError as error:
+            self._conclude(exchange, error)
             return
-        crash = request.exception()
-        if crash is None and self._message_accumulator._batches:  # noqa: SLF001 - as its `flush`
-            try:
-                self.send_ready()
-            except Exception as error:  # noqa: BLE001 - whatever it is, nobody else would send what waits
-                crash = error
-        if crash is not None:
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody else would send what waits
+            self._fail(error)
+            return
+        if not isinstance(answer, asyncio.Future):  # of a broker so old that it gets aiokafka's own request
+            answer = self._loop.create_task(_in_time(connection, answer))
+        self._requests.add(answer)
+        answer.add_done_callback(functools.partial(self._answered, exchange))
+
+    def _answered(self, exchange: _Exchange, answer: asyncio.Future[Any]) -> None:
+        self._requests.discard(answer)
+        if answer.cancelled():
+            return
+        try:
+            error = answer.exception()
+            if error is None:
+                exchange.handle_response(answer.result())
+                self._concluded(exchange)
+            elif isinstance(error, KafkaError):
+                self._conclude(exchange, error)
+            else:
+                self._fail(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody else would send what waits
+            self._fail(error)
+
+    def _conclude(self, exchange: _Exchange, error: KafkaError) -> None:
+        exchange.handle_error(error)
+        self._concluded(exchange)
+
+    def _concluded(self, exchange: _Exchange) -> None:
+        """Forget what was answered; what is to be sent again is, after a while."""
+        for batch in exchange.batches:
+            if batch.answer.done():
+                self._unanswered.pop(batch.at, None)
+        if exchange.again and not self._ended:
+            self._start(self._begin_again(exchange))
+        else:
+            self._over(exchange)
+
+    async def _begin_again(self, exchange: _Exchange) -> None:
+        await asyncio.sleep(self._retry_backoff)
+        await self.client._maybe_wait_metadata()  # noqa: SLF001 - what was refused has perhaps moved
+        self._waiting = {batch.at: batch for batch in exchange.again if not batch.answer.done()} | self._waiting
+        self._over(exchange)
+
+    def _over(self, exchange: _Exchange) -> None:
+        self._owed[exchange.node] -= exchange.weight
+        if self._waiting:
+            self.send_ready()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._requests.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._requests.discard(task)
+        if not task.cancelled() and (crash := task.exception()) is not None:
             self._fail(crash)
+
+    # --- failures ---------------------------------------------------------------------------------------------------
+
+    def _without_leader(self, batch: RecordBatch, error: KafkaError) -> None:
+        self._leaderless.set()
+        if batch.give_up_at < time.monotonic():
+            del self._waiting[batch.at], self._unanswered[batch.at]
+            batch.failure(error)
 
     async def _sender_routine(self) -> None:
         """Look for leaders that are unknown. All else is sent where it is handed over, or answered."""
@@ -128,34 +242,63 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
         """Whatever it is, every batch fails with it, and the sink begins anew."""
         self._ended = True
         error = crash
-        if not isinstance(crash, KafkaError):
+        if not isinstance(error, KafkaError):
             _log.error("kafka_sender_crashed", exc_info=crash)
-            error = KafkaError(f"aiokafka's sender crashed: {crash!r}")
+            error = KafkaError(f"the sender crashed: {crash!r}")
             error.__cause__ = crash
-        fail_all(self._message_accumulator, error)
-
-    async def _exchange(self, node: int, batches: Mapping[TopicPartition, MessageBatch], weight: int) -> None:
-        await _Exchange(self, batches).do(node)
-        self._muted_partitions.difference_update(batches)
-        self._owed[node] -= weight
+        self.fail_all(error)
 
 
 class _Exchange(SendProduceReqHandler):  # type: ignore[misc]
-    """One request and its answer."""
+    """One request and its answer. `again` are the batches that are to be sent once more."""
+
+    def __init__(self, sender: LeanSender, node: int, batches: Sequence[RecordBatch], *, weight: int) -> None:
+        super().__init__(sender, {batch.at: batch for batch in batches})
+        self.node = node
+        self.batches = batches
+        self.weight = weight
+        self.again: list[RecordBatch] = self._to_reenqueue
 
     def create_request(self) -> Request:
+        """Number the batches, and put them together by topic."""
         topics = defaultdict(list)
-        for at, batch in self._batches.items():
-            topics[at.topic].append((at.partition, batch.get_data_buffer()))
         sender = self._sender
+        for batch in self.batches:
+            sender.number(batch)
+            topics[batch.at.topic].append((batch.at.partition, batch._build()))  # noqa: SLF001
         return Request(sender._acks, sender._request_timeout_ms, list(topics.items()))  # noqa: SLF001
 
     def handle_response(self, response: Any) -> None:
         """Take the answers; a batch that the response says nothing of would wait for ever."""
         super().handle_response(response)
-        for at, batch in self._batches.items():
-            if not batch.future.done() and batch not in self._to_reenqueue:
+        for batch in self.batches:
+            if not batch.answer.done() and batch not in self.again:
+                at = batch.at
                 batch.failure(KafkaError(f"Kafka's answer says nothing of partition {at.partition} of {at.topic!r}"))
+
+    def handle_error(self, error: KafkaError) -> None:
+        """There is no answer."""
+        log.warning("Got error produce response: %s", error)  # `Complaints` hear aiokafka's logger
+        if getattr(error, "invalid_metadata", False):
+            self._client.force_metadata_update()
+        for batch in self.batches:
+            if self._can_retry(error, batch):
+                self.again.append(batch)
+            else:
+                batch.failure(error)
+
+    def _can_retry(self, error: KafkaError, batch: RecordBatch) -> bool:
+        """As long as it takes if Kafka knows the batch again by its number, else for a while."""
+        numbered = self._sender._txn_manager is not None  # noqa: SLF001
+        return bool(error.retriable) and (numbered or time.monotonic() <= batch.give_up_at)
+
+
+async def _in_time(connection: Connection, answer: Coroutine[Any, Any, Any]) -> Any:
+    try:
+        return await answer
+    except TimeoutError:
+        connection.close(reason=CloseReason.CONNECTION_TIMEOUT)
+        raise RequestTimedOutError from None
 
 
 class LeanProducer(AIOKafkaProducer):  # type: ignore[misc]
@@ -168,7 +311,6 @@ class LeanProducer(AIOKafkaProducer):  # type: ignore[misc]
             self.client,
             acks=acks,
             txn_manager=self._txn_manager,
-            message_accumulator=self._message_accumulator,
             retry_backoff_ms=retry_backoff_ms,
             request_timeout_ms=self._request_timeout_ms,
         )
@@ -178,7 +320,7 @@ class LeanProducer(AIOKafkaProducer):  # type: ignore[misc]
         accumulator = self._message_accumulator
         return RecordBatch(accumulator._batch_size, accumulator._compression_type)  # noqa: SLF001
 
-    def hand_over(self, batch: RecordBatch, topic: str, partition: int) -> asyncio.Future[Any]:
+    def hand_over(self, batch: RecordBatch, topic: str, partition: int) -> asyncio.Future[None]:
         """Queue a batch for a partition that has none unanswered, for the next `flush`.
 
         The future is done when Kafka has answered for it. `send_batch` may wait, for metadata or for the batch before.
@@ -186,17 +328,16 @@ class LeanProducer(AIOKafkaProducer):  # type: ignore[misc]
         Raises:
             KafkaError: the producer takes no more.
         """
-        accumulator = self._message_accumulator
-        if accumulator._exception is not None:  # noqa: SLF001
-            raise accumulator._exception  # noqa: SLF001
-        batch.close()
-        queued: MessageBatch = accumulator._append_batch(batch, TopicPartition(topic, partition))  # noqa: SLF001
-        future: asyncio.Future[Any] = queued.future
-        return future
+        answer: asyncio.Future[None] = self._sender.take(batch, TopicPartition(topic, partition))
+        return answer
 
     def flush(self) -> None:
         """Send what was handed over, now or when the nodes that lead it owe less."""
         self._sender.send_ready()
+
+    def fail_all(self, error: KafkaError) -> None:
+        """Fail every batch that is not answered; from now on none is taken."""
+        self._sender.fail_all(error)
 
     async def end(self, within: float) -> None:
         """Send nothing more, not even what was handed over, within so many seconds; the connections stay open."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -25,6 +26,7 @@ from server.kafka.lanes import build
 from server.kafka.outbox import Outbox
 from server.kafka.partitioners import partitioner
 from server.kafka.producer import Producer, classify
+from server.kafka.rounds import Rounds
 from server.kafka.tls import ConfigurationError
 from server.kafka.watch import Watch
 from server.tasks import to_the_end
@@ -112,13 +114,14 @@ class Sink:
         self._outbox = Outbox(mapping, partitioner(cluster.options.partitioner))
         self._flights: set[Flight] = set()
         self._finished: list[Flight] = []
-        self._wake = asyncio.Event()
+        self._rounds: Rounds | None = None  # while there is a producer
         self._idle = asyncio.Event()
         self._idle.set()
         self._fatal: Reason | None = None
         self._watch = Watch(cluster, outcomes.kafka_trouble)
         self._alarm: asyncio.TimerHandle | None = None
         self._look_due = True
+        self._look_at = 0.0
         self._stuck: list[Unconfirmed] = []
         self._compresses = bool(cluster.options.producer.get("compression_type"))
         self._batch_bytes: int = cluster.options.producer.get("max_batch_size", 1_000_000)
@@ -134,7 +137,7 @@ class Sink:
         for message, detail in self._outbox.add(arrival, messages):
             self._unmappable(arrival, message, detail)
         if self._outbox.ready:
-            self._wake.set()
+            self._round_soon()
 
     # --- the life of the sink ---------------------------------------------------------------------------------------
 
@@ -202,31 +205,43 @@ class Sink:
         return self._stuck + self._outbox.unsent()
 
     async def _serve(self, producer: Producer) -> None:
+        """Make a round whenever there is something to do, until one finds what ends the producer."""
         self._look_due = True
-        while True:
-            self._wake.clear()
-            missing = self._outbox.follow(producer.partitions)
-            confirmed = bool(self._finished)
-            failed = self._failed()
-            try:
-                if failed is None:
-                    self._send(producer)
-            finally:
-                if confirmed:  # behind it: Kafka has the next batch to work on while we acknowledge the last
-                    self._progressed()
-            if failed is not None:
-                await self._last_answers()
-                raise failed
-            if self._fatal is not None:
-                await self._last_answers()
-                raise SinkStoppedError(self._fatal)
-            if self._look_due:
-                self._look_due = False
-                producer.check()
-                needed = next((topic for topic in missing if topic is self._outbox.main or topic.waiting), None)
-                seconds = self._watch.look(producer, missing=missing, needed=needed, flights=self._flights)
-                self._look_within(seconds)
-            await self._wake.wait()
+        self._rounds = Rounds(functools.partial(self._round, producer))
+        try:
+            await self._rounds.until_one_fails()
+        except (_BatchFailedError, SinkStoppedError):
+            await self._last_answers()
+            raise
+        finally:
+            self._rounds = None
+
+    def _round_soon(self) -> None:
+        if self._rounds is not None:
+            self._rounds.soon()
+
+    def _round(self, producer: Producer) -> None:
+        """Take Kafka's answers, send what is ready, acknowledge, and look at the cluster when that is due."""
+        missing = self._outbox.follow(producer.partitions)
+        confirmed = bool(self._finished)
+        failed = self._failed()
+        try:
+            if failed is None:
+                self._send(producer)
+        finally:
+            if confirmed:  # behind it: Kafka has the next batch to work on while we acknowledge the last
+                self._progressed()
+        if failed is not None:
+            raise failed
+        if self._fatal is not None:
+            raise SinkStoppedError(self._fatal)
+        if self._look_due:
+            self._look_due = False
+            producer.check()
+            needed = next((topic for topic in missing if topic is self._outbox.main or topic.waiting), None)
+            seconds = self._watch.look(producer, missing=missing, needed=needed, flights=self._flights)
+            self._look_at = time.monotonic() + seconds
+            self._look_within(seconds)
 
     def _look_within(self, seconds: float) -> None:
         """Not in every round, of which there are hundreds a second: one timer, moved only if it would come too late."""
@@ -237,9 +252,15 @@ class Sink:
             self._alarm = self._loop.call_later(seconds, self._look_soon)
 
     def _look_soon(self) -> None:
+        """Look, unless what was in flight when the timer was set has been answered meanwhile."""
         self._alarm = None
-        self._look_due = True
-        self._wake.set()
+        late = min((flight.sent_at for flight in self._flights), default=math.inf) + self._watch.patience
+        seconds = min(late, self._look_at) - time.monotonic()
+        if seconds > 0:
+            self._look_within(seconds)
+        else:
+            self._look_due = True
+            self._round_soon()
 
     # --- sending ----------------------------------------------------------------------------------------------------
 
@@ -295,7 +316,7 @@ class Sink:
         flight.error = asyncio.CancelledError() if future.cancelled() else future.exception()
         if flight in self._flights:  # and not of a producer that was abandoned meanwhile
             self._finished.append(flight)
-            self._wake.set()
+            self._round_soon()
 
     # --- confirmations ----------------------------------------------------------------------------------------------
 
@@ -435,12 +456,12 @@ class Sink:
                 f"a message on {message.topic!r} can't be forwarded: {reason.detail}; it stays with the broker. Set "
                 "on_poison to drop or dead_letter, or mend the cause and resume",
             )
-            self._wake.set()
+            self._round_soon()
             return False
         if self._on_poison is OnPoison.DROP:
             self.unconfirmed -= 1
             self._outcomes.dropped(reason.code, 1)
         else:
             self._outbox.add_dead_letter(arrival, message, key, reason)
-            self._wake.set()
+            self._round_soon()
         return True

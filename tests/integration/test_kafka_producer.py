@@ -68,14 +68,14 @@ async def test_a_partitions_sequence_numbers_begin_anew_after_two_thousand_milli
 async def test_what_was_never_sent_is_not_sent_after_abandon(own_kafka: Callable[..., Kafka]) -> None:
     """Kafka holds at most the requests it had when it froze; what was queued behind them never leaves."""
     kafka = own_kafka()
-    topic = await kafka.create_topic("frozen", partitions=4)
+    topic = await kafka.create_topic("frozen", partitions=8)
     producer = await _producer(kafka, topic)
-    for partition in range(4):
+    for partition in range(8):
         await _send(producer, topic, partition, b"before")
     kafka.pause()
     futures = [_send(producer, topic, partition, b"frozen") for partition in range(4)]
     await asyncio.sleep(1)  # the requests are in Kafka's socket
-    futures += [_send(producer, topic, partition, b"late") for partition in range(4)]
+    futures += [_send(producer, topic, partition, b"late") for partition in range(4, 8)]
     await asyncio.wait(futures, timeout=1)
     loop = asyncio.get_running_loop()
     begin = loop.time()
@@ -92,7 +92,7 @@ async def test_what_was_never_sent_is_not_sent_after_abandon(own_kafka: Callable
     settled = await kafka.end_offsets(topic)
     fresh = await _producer(kafka, topic)
     try:
-        for partition in range(4):
+        for partition in range(8):
             await _send(fresh, topic, partition, b"after")
     finally:
         await fresh.abandon()
@@ -100,7 +100,7 @@ async def test_what_was_never_sent_is_not_sent_after_abandon(own_kafka: Callable
     assert await kafka.end_offsets(topic) == {partition: end + 1 for partition, end in settled.items()}
     values = [record.value for record in await kafka.read_all(topic)]
     assert b"late" not in values
-    assert values.count(b"before") == values.count(b"after") == 4
+    assert values.count(b"before") == values.count(b"after") == 8
 
 
 async def test_nothing_is_left_running_after_abandon(own_kafka: Callable[..., Kafka]) -> None:

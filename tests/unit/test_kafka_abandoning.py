@@ -102,10 +102,10 @@ async def test_answers_that_several_nodes_owe_are_not_waited_for() -> None:
 
 
 async def test_what_a_node_has_not_read_yet_is_not_written_later() -> None:
-    async with started({0: 1}) as (kafka, producer):
+    async with started({0: 1, 1: 1}) as (kafka, producer):
         await all_connected(kafka, producer)
         kafka.reading[1].clear()
-        futures = [send(producer, 0), send(producer, 0, LARGE)]
+        futures = [send(producer, 0), send(producer, 1, LARGE)]
         await until(lambda: kafka.produced)  # it was reading already
         await asyncio.wait(futures[:1])
         await until(lambda: _unwritten(producer))

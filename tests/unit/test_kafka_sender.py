@@ -8,15 +8,24 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiokafka.errors import KafkaConnectionError, KafkaError, NotLeaderForPartitionError, for_code
+from aiokafka.client import ConnectionGroup
+from aiokafka.conn import CloseReason
+from aiokafka.errors import (
+    IncompatibleBrokerVersion,
+    KafkaConnectionError,
+    KafkaError,
+    NotLeaderForPartitionError,
+    RequestTimedOutError,
+    for_code,
+)
 from aiokafka.protocol.produce import ProduceResponse_v7
 from structlog.testing import capture_logs
 
-from server.kafka.sender import LARGE_REQUEST_BYTES, LeanProducer, fail_all
+from server.kafka.sender import LARGE_REQUEST_BYTES, LeanProducer
 from tests.virtualtime import in_virtual_time, now, settled, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable
 
     from server.kafka.produce_request import Request
 
@@ -31,6 +40,12 @@ class Nodes:
 
     def __init__(self, leaders: dict[int, int | None]) -> None:
         self.leaders = leaders
+        self.connected = {1, 2, 3}
+        self.reachable = set(self.connected)
+        self.attempts = 0
+        self.broken: Exception | None = None  # what becomes of writing
+        self.old = False  # they get aiokafka's own requests
+        self.closed: list[CloseReason] = []
         self.asked = 0
         self.metadata: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.owed: list[tuple[int, dict[int, bytes], asyncio.Future[Any]]] = []
@@ -38,15 +53,25 @@ class Nodes:
         self.learnt = asyncio.Event()
         self.learnt.set()
 
+    @property
+    def cluster(self) -> Nodes:
+        """Who leads what."""
+        return self
+
     def leader_for_partition(self, at: Any) -> int | None:
         return self.leaders[at.partition]
 
-    async def send(self, node: int, request: Request) -> Any:
-        assert (request._required_acks, request._timeout) == (-1, REQUEST_TIMEOUT_MS)
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        ((_, batches),) = request._topics
-        self.owed.append((node, dict(batches), answer))
-        return await answer
+    @property
+    def _conns(self) -> dict[Any, Link]:
+        return {(node, ConnectionGroup.DEFAULT): Link(self, node) for node in self.connected}
+
+    async def ready(self, node: int) -> bool:
+        """Connect, unless the node can't be reached."""
+        self.attempts += 1
+        await asyncio.sleep(0)
+        if node in self.reachable:
+            self.connected.add(node)
+        return node in self.connected
 
     def force_metadata_update(self) -> asyncio.Future[bool]:
         self.asked += 1
@@ -77,6 +102,33 @@ class Nodes:
         return [(node, list(batches)) for node, batches, _ in self.owed]
 
 
+class Link:
+    """The connection to one of them."""
+
+    def __init__(self, nodes: Nodes, node: int) -> None:
+        self._nodes = nodes
+        self._node = node
+
+    def connected(self) -> bool:
+        return self._node in self._nodes.connected
+
+    def close(self, reason: CloseReason) -> None:
+        self._nodes.closed.append(reason)
+
+    def send(self, request: Request) -> Awaitable[Any]:
+        if self._nodes.broken is not None:
+            raise self._nodes.broken
+        assert (request._required_acks, request._timeout) == (-1, REQUEST_TIMEOUT_MS)
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        ((_, batches),) = request._topics
+        self._nodes.owed.append((self._node, dict(batches), answer))
+        return _awaiting(answer) if self._nodes.old else answer
+
+
+async def _awaiting(answer: asyncio.Future[Any]) -> Any:
+    return await answer
+
+
 class Desk:
     """A producer to hand batches to, and the nodes it sends them to."""
 
@@ -105,7 +157,7 @@ class Desk:
 
 
 @asynccontextmanager
-async def sending(leaders: dict[int, int | None]) -> AsyncIterator[Desk]:
+async def sending(leaders: dict[int, int | None], *, idempotent: bool = True) -> AsyncIterator[Desk]:
     """A started producer; at the end, when it is ended, nothing is left and nothing went unnoticed."""
     unnoticed: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unnoticed.append(context))
@@ -114,22 +166,19 @@ async def sending(leaders: dict[int, int | None]) -> AsyncIterator[Desk]:
         acks=-1,
         retry_backoff_ms=round(RETRY_SECONDS * 1000),
         request_timeout_ms=REQUEST_TIMEOUT_MS,
-        enable_idempotence=True,
+        enable_idempotence=idempotent,
         max_batch_size=2 * LARGE_REQUEST_BYTES,
     )
     producer._closed = True  # there is no connection to close
     nodes = Nodes(leaders)
     producer._sender.client = nodes
-    producer._message_accumulator._cluster = nodes
-    producer._txn_manager.set_pid_and_epoch(1, 0)
+    if idempotent:
+        producer._txn_manager.set_pid_and_epoch(1, 0)
     await producer._sender.start()
     yield Desk(producer, nodes)
     await producer.end(1)
-    accumulator = producer._message_accumulator
-    fail_all(accumulator, KafkaError("the test is over"))
+    producer.fail_all(KafkaError("the test is over"))
     await settled()
-    accumulator._batches.clear()
-    accumulator._pending_batches.clear()
     gc.collect()
     assert unnoticed == []
 
@@ -144,8 +193,7 @@ async def test_what_is_handed_over_together_goes_in_one_request_a_node() -> None
         assert desk.nodes.requests == [(1, [0, 2]), (2, [1])]
         desk.nodes.answer()
         desk.nodes.answer()
-        results = await asyncio.gather(*sent)
-        assert [(result.topic, result.partition) for result in results] == [("t", 0), ("t", 1), ("t", 2)]
+        await asyncio.gather(*sent)
 
 
 @in_virtual_time
@@ -222,6 +270,107 @@ async def test_while_a_node_can_not_be_reached_no_more_requests_are_tried_than_i
 
 
 @in_virtual_time
+async def test_a_node_is_connected_to_when_there_is_something_for_it() -> None:
+    async with sending({0: 1, 1: 1}) as desk:
+        desk.nodes.connected.clear()
+        first = desk.send(0)
+        second = desk.send(1)
+        await until(lambda: desk.nodes.requests)
+        assert desk.nodes.requests == [(1, [0])]
+        assert desk.nodes.attempts == 1
+        desk.nodes.answer()
+        await until(lambda: desk.nodes.requests)
+        desk.nodes.answer()
+        await asyncio.gather(first, second)
+
+
+@in_virtual_time
+async def test_a_node_that_can_not_be_connected_to_is_tried_again_now_and_then() -> None:
+    async with sending({0: 1}) as desk:
+        desk.nodes.connected.clear()
+        desk.nodes.reachable.clear()
+        sent = desk.send(0)
+        await asyncio.sleep(10 * RETRY_SECONDS)
+        assert 8 <= desk.nodes.attempts <= 11
+        desk.nodes.reachable.add(1)
+        await until(lambda: desk.nodes.requests)
+        desk.nodes.answer()
+        await sent
+
+
+@in_virtual_time
+async def test_what_could_not_be_written_is_written_to_the_next_connection() -> None:
+    async with sending({0: 1}) as desk:
+        desk.nodes.broken = KafkaConnectionError("reset")
+        sent = desk.send(0)
+        await settled()
+        desk.nodes.broken = None
+        await until(lambda: desk.nodes.requests)
+        desk.nodes.answer()
+        await sent
+
+
+@in_virtual_time
+async def test_a_broker_that_speaks_no_known_version_fails_the_batch() -> None:
+    async with sending({0: 1}) as desk:
+        desk.nodes.broken = IncompatibleBrokerVersion("too old")
+        with pytest.raises(IncompatibleBrokerVersion):
+            await desk.send(0)
+
+
+@in_virtual_time
+async def test_a_crash_while_writing_fails_every_batch() -> None:
+    async with sending({0: 1, 1: 1}) as desk:
+        desk.nodes.broken = CRASH
+        sent = [desk.hand_over(0, LARGE_REQUEST_BYTES), desk.hand_over(1, LARGE_REQUEST_BYTES)]
+        desk.producer.flush()
+        for future in sent:
+            with pytest.raises(KafkaError, match="sender crashed"):
+                await future
+
+
+@in_virtual_time
+async def test_the_answer_of_an_old_broker_is_taken_too_and_if_it_is_late_asked_for_anew() -> None:
+    async with sending({0: 1}) as desk:
+        desk.nodes.old = True
+        sent = desk.send(0)
+        await until(lambda: desk.nodes.requests)
+        first = desk.nodes.answer(TimeoutError())
+        await until(lambda: desk.nodes.requests)
+        assert desk.nodes.closed == [CloseReason.CONNECTION_TIMEOUT]
+        assert desk.nodes.answer() == first
+        await sent
+
+
+@in_virtual_time
+async def test_a_partition_has_one_unanswered_batch() -> None:
+    async with sending({0: 1}) as desk:
+        sent = desk.send(0)
+        with pytest.raises(RuntimeError, match="partition 0 of 't' has a batch that is not answered"):
+            desk.hand_over(0)
+        desk.nodes.answer()
+        await sent
+        again = desk.send(0)
+        desk.nodes.answer()
+        await again
+
+
+@in_virtual_time
+async def test_without_idempotence_a_batch_is_tried_for_a_limited_time() -> None:
+    async with sending({0: 1}, idempotent=False) as desk:
+        began, sent = now(), desk.send(0)
+        while not sent.done():
+            await until(lambda: sent.done() or desk.nodes.requests)
+            if desk.nodes.requests:
+                await asyncio.sleep(REQUEST_TIMEOUT_MS / 1000 / 10)
+                desk.nodes.answer(RequestTimedOutError())
+                await settled()
+        assert REQUEST_TIMEOUT_MS / 1000 <= now() - began <= REQUEST_TIMEOUT_MS / 1000 * 1.3
+        with pytest.raises(RequestTimedOutError):
+            await sent
+
+
+@in_virtual_time
 async def test_a_large_batch_that_waits_for_its_next_attempt_keeps_nothing_else_waiting() -> None:
     async with sending({0: 1, 1: 1}) as desk:
         first = desk.send(0, LARGE_REQUEST_BYTES)
@@ -283,8 +432,7 @@ async def test_an_error_that_stays_is_the_batchs_alone() -> None:
 async def test_a_partition_without_a_leader_holds_up_nobody_and_goes_when_it_has_one() -> None:
     async with sending({0: None, 1: 1, 2: 1}) as desk:
         waiting, sent = desk.send(0), desk.send(1)
-        await until(lambda: desk.nodes.requests)
-        assert desk.nodes.asked
+        await until(lambda: desk.nodes.requests and desk.nodes.asked)
         desk.nodes.answer()
         await sent
         sent = desk.send(2)
@@ -349,7 +497,7 @@ async def test_as_long_as_there_is_no_leader_it_asks_for_one_now_and_then() -> N
 @in_virtual_time
 async def test_a_batch_that_waited_too_long_for_a_leader_fails() -> None:
     async with sending({0: None}) as desk:
-        desk.producer._message_accumulator._batch_ttl = -1
+        desk.producer._sender._request_timeout_ms = -1
         with pytest.raises(NotLeaderForPartitionError):
             await desk.send(0)
 
@@ -446,7 +594,7 @@ async def test_a_crash_behind_an_answer_fails_what_waits() -> None:
 async def test_a_batch_that_waits_for_its_next_attempt_fails_with_the_others() -> None:
     async with sending({0: 1, 1: 1}) as desk:
         first = await desk.queued_again(0)
-        fail_all(desk.producer._message_accumulator, KafkaError("abandoned"))
+        desk.producer.fail_all(KafkaError("abandoned"))
         with pytest.raises(KafkaError, match="abandoned"):
             await first
 

@@ -469,6 +469,49 @@ async def test_a_cancelled_answer_is_a_failure_and_not_the_end_of_the_sink(kafka
 
 
 @in_virtual_time
+async def test_while_all_is_answered_it_looks_at_the_cluster_no_more_often_than_while_nothing_flows(
+    kafka: FakeKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    async with writing(kafka) as desk:
+        await until(lambda: desk.state is None)
+        look = desk.sink._watch.look
+
+        def counted(*arguments: Any, **named: Any) -> float:
+            looks.append(now())
+            return look(*arguments, **named)
+
+        monkeypatch.setattr(desk.sink._watch, "look", counted)
+        await asyncio.sleep(60)
+        idle = len(looks)
+        for _ in range(300):
+            desk.add(b"1")
+            await asyncio.sleep(0.2)
+        await desk.sink.drained()
+    assert 60 / 5 <= len(looks) - idle <= idle + 2
+
+
+@in_virtual_time
+async def test_what_the_producer_complains_of_is_heard_whoever_brings_the_messages(
+    kafka: FakeKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = []
+    async with writing(kafka) as desk:
+        await until(lambda: desk.state is None)
+        hand_over = kafka.producers[0].hand_over
+
+        def listening(*arguments: Any) -> asyncio.Future[Any]:
+            heard.append(current_complaints())
+            return hand_over(*arguments)
+
+        monkeypatch.setattr(kafka.producers[0], "hand_over", listening)
+        assert current_complaints() is not desk.sink._watch._complaints
+        desk.add(b"1")
+        await desk.sink.drained()
+    assert heard == [desk.sink._watch._complaints]
+
+
+@in_virtual_time
 async def test_what_is_cancelled_leaves_no_producer_and_knows_what_is_unfinished(kafka: FakeKafka) -> None:
     kafka.judge = lambda _: STALL
     async with writing(kafka) as desk:

@@ -1,0 +1,106 @@
+"""Kafka's answers on one connection: each to its request, none waited for longer than the time that is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import IncompatibleBrokerVersion, KafkaConnectionError, KafkaError, RequestTimedOutError
+from aiokafka.protocol.produce import ProduceResponse_v7
+
+from server.kafka.connection import Connection, use
+from server.kafka.produce_request import Request
+from tests.scriptedkafka import scripted_kafka
+from tests.virtualtime import in_virtual_time
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.scriptedkafka import ScriptedKafka
+
+TIMEOUT = 0.2
+ANSWER = ProduceResponse_v7([], 0).encode()
+REQUEST = Request(-1, 1_000, [("t", [(0, bytearray(61))])])
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[tuple[ScriptedKafka, Connection]]:
+    use()
+    async with scripted_kafka({0: 1}) as kafka:
+        client = AIOKafkaClient(bootstrap_servers=kafka.bootstrap, request_timeout_ms=round(TIMEOUT * 1000))
+        await client.bootstrap()
+        assert await client.ready(1)
+        connection = next(each for (node, _), each in client._conns.items() if node == 1)
+        assert isinstance(connection, Connection)
+        try:
+            yield kafka, connection
+        finally:
+            await client.close()
+
+
+async def test_an_answer_that_is_late_costs_the_connection_and_whoever_waits_hears_of_it() -> None:
+    async with connected() as (kafka, connection):
+        kafka.answering[1].clear()
+        late, behind = connection.send(REQUEST), connection.send(REQUEST)
+        with pytest.raises(RequestTimedOutError):
+            await late
+        with pytest.raises(KafkaConnectionError):
+            await behind
+        assert not connection.connected()
+        kafka.answering[1].set()
+
+
+async def test_an_answer_in_time_is_taken_and_those_behind_it_have_their_own_time() -> None:
+    async with connected() as (kafka, connection):
+        loop = asyncio.get_running_loop()
+        kafka.answering[1].clear()
+        first = connection.send(REQUEST)
+        await asyncio.sleep(TIMEOUT * 0.6)
+        begin = loop.time()
+        second = connection.send(REQUEST)
+        number, _, _ = connection._requests[0]
+        connection._handle_frame(struct.pack(">i", number) + ANSWER)
+        await first
+        with pytest.raises(RequestTimedOutError):
+            await second
+        assert loop.time() - begin >= TIMEOUT * 0.95
+        kafka.answering[1].set()
+
+
+async def test_an_answer_to_another_request_ends_the_connection() -> None:
+    async with connected() as (kafka, connection):
+        kafka.answering[1].clear()
+        answer = connection.send(REQUEST)
+        connection._handle_frame(struct.pack(">i", 999) + ANSWER)
+        with pytest.raises(KafkaConnectionError) as caught:
+            await answer
+        assert "instead of" in str(caught.value.__cause__)
+        kafka.answering[1].set()
+
+
+async def test_an_answer_that_nobody_waits_for_any_more_is_passed_over() -> None:
+    async with connected() as (kafka, connection):
+        kafka.answering[1].clear()
+        given_up, wanted = connection.send(REQUEST), connection.send(REQUEST)
+        given_up.cancel()
+        kafka.answering[1].set()
+        await wanted
+
+
+@in_virtual_time
+async def test_a_broker_that_speaks_no_known_version_is_not_taken_for_a_broken_connection() -> None:
+    connection = Connection("k", 1)
+    connection._writer = object()
+    connection._versions = {3: (0, 13)}
+    with pytest.raises(IncompatibleBrokerVersion):
+        connection.send(REQUEST)
+    connection._versions = {0: (8, 13)}
+    with pytest.raises(NotImplementedError):
+        connection.send(REQUEST)
+    connection._writer = None
+    with pytest.raises(KafkaError, match="No connection"):
+        connection.send(REQUEST)
