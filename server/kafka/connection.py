@@ -29,7 +29,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc] # aiokafka has no ty
     _deadline: asyncio.TimerHandle | None = None
 
     def send(self, request: Any, expect_response: bool = True) -> Any:
-        """Write a request; returns what to await for its answer.
+        """Write a request; returns what to await for its answer. Produce requests always have one: acks is never 0.
 
         Raises:
             KafkaConnectionError: the connection is gone.
@@ -81,10 +81,16 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc] # aiokafka has no ty
         self._requests.popleft()
 
     def close(self, reason: CloseReason | None = None, exc: BaseException | None = None) -> Any:
-        """Close, and fail what waits for an answer."""
+        """Close, at once if answers are owed: whoever waits for them hears that they don't come, and sends anew.
+
+        aiokafka would write what waits for room in the socket, whenever the broker reads again: behind what was sent
+        anew, perhaps by another producer.
+        """
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+        if self._requests and self._writer is not None:
+            self._writer.transport.abort()
         return super().close(reason=reason, exc=exc)
 
     def _send_sasl_token(self, payload: bytes, expect_response: bool = True) -> Any:

@@ -74,7 +74,7 @@ class RequestBody:
     acks: int
     timeout_ms: int
     topics: Sequence[tuple[str, Sequence[tuple[int, Any]]]]
-    deadline: float = 0.0  # of its answer, by the event loop's clock; as soon as it is sent
+    deadline: float = 0.0  # of its answer, by the event loop's clock; 0 until it is sent
 
     def pieces(self, correlation_id: int, client_id: str) -> list[bytes | bytearray]:
         """What goes over the wire, its length and its header included; if it is large, without copying the batches."""

@@ -1,4 +1,4 @@
-"""When a sink has something to do: it does it in the same turn of the event loop, once for all that asked for it."""
+"""When a sink has something to do: it does it in the next turn of the event loop, once for all that asked for it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Produce requests: which batches go together to which node, and what becomes of them.
 
 aiokafka's sender wakes a task for every batch, which waits for a set of futures twice a request; each request is one
-more task. Here requests leave where batches are handed over, and their answers are taken where they are read: no task
-is needed but to connect, and to wait before the next attempt (docs/decisions/0018-sender.md). Connections, metadata,
-producer ids and the meaning of answers are aiokafka's.
+more task. Here requests leave where batches are handed over, and their answers are taken where they are read. Tasks are
+for what has to wait: to connect, to try again, to look for unknown leaders (docs/decisions/0018-sender.md).
+Connections, metadata, producer ids and the meaning of answers are aiokafka's.
 """
 
 from __future__ import annotations
@@ -146,18 +146,20 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
         await self.client.ready(exchange.node)
         connection = self._connection(exchange.node)
         if connection is None:
-            self._conclude(exchange, NodeNotReadyError(f"node {exchange.node} can't be reached"))
+            self._without_answer(exchange, NodeNotReadyError(f"node {exchange.node} can't be reached"))
         else:
             self._write(exchange, connection)
 
     def _write(self, exchange: _Exchange, connection: Connection) -> None:
+        if self._ended:  # by a crash meanwhile: its batches were failed, and will be sent by another producer
+            return
         try:
             answer = connection.send(exchange.create_request())
         except KafkaError as error:
-            self._conclude(exchange, error)
+            self._without_answer(exchange, error)
             return
         except Exception as error:  # noqa: BLE001 - whatever it is, nobody else would send what waits
-            self._fail(error)
+            self._crashed(error)
             return
         if not isinstance(answer, asyncio.Future):  # of a broker so old that it gets aiokafka's own request
             answer = self._loop.create_task(_in_time(connection, answer))
@@ -172,19 +174,19 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
             error = answer.exception()
             if error is None:
                 exchange.handle_response(answer.result())
-                self._concluded(exchange)
+                self._settle(exchange)
             elif isinstance(error, KafkaError):
-                self._conclude(exchange, error)
+                self._without_answer(exchange, error)
             else:
-                self._fail(error)
+                self._crashed(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, nobody else would send what waits
-            self._fail(error)
+            self._crashed(error)
 
-    def _conclude(self, exchange: _Exchange, error: KafkaError) -> None:
+    def _without_answer(self, exchange: _Exchange, error: KafkaError) -> None:
         exchange.handle_error(error)
-        self._concluded(exchange)
+        self._settle(exchange)
 
-    def _concluded(self, exchange: _Exchange) -> None:
+    def _settle(self, exchange: _Exchange) -> None:
         """Forget what was answered; what is to be sent again is, after a while."""
         for batch in exchange.batches:
             if batch.answer.done():
@@ -192,15 +194,15 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
         if exchange.again and not self._ended:
             self._start(self._begin_again(exchange))
         else:
-            self._over(exchange)
+            self._free_node(exchange)
 
     async def _begin_again(self, exchange: _Exchange) -> None:
         await asyncio.sleep(self._retry_backoff)
         await self.client._maybe_wait_metadata()  # noqa: SLF001 - what was refused has perhaps moved
         self._waiting = {batch.at: batch for batch in exchange.again if not batch.answer.done()} | self._waiting
-        self._over(exchange)
+        self._free_node(exchange)
 
-    def _over(self, exchange: _Exchange) -> None:
+    def _free_node(self, exchange: _Exchange) -> None:
         self._owed[exchange.node] -= exchange.weight
         if self._waiting:
             self.send_ready()
@@ -208,12 +210,12 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._requests.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._task_ended)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._requests.discard(task)
         if not task.cancelled() and (crash := task.exception()) is not None:
-            self._fail(crash)
+            self._crashed(crash)
 
     # --- failures ---------------------------------------------------------------------------------------------------
 
@@ -236,9 +238,9 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
     def _fail_all(self, routine: asyncio.Task[None]) -> None:
         """Called at the routine's end. aiokafka's would fail a transaction too, and fail itself as there is none."""
         if not routine.cancelled() and (crash := routine.exception()) is not None:
-            self._fail(crash)
+            self._crashed(crash)
 
-    def _fail(self, crash: BaseException) -> None:
+    def _crashed(self, crash: BaseException) -> None:
         """Whatever it is, every batch fails with it, and the sink begins anew."""
         self._ended = True
         error = crash
@@ -257,7 +259,7 @@ class _Exchange(SendProduceReqHandler):  # type: ignore[misc]
         self.node = node
         self.batches = batches
         self.weight = weight
-        self.again: list[RecordBatch] = self._to_reenqueue
+        self.again: list[RecordBatch] = self._to_reenqueue  # aiokafka's name for it
 
     def create_request(self) -> Request:
         """Number the batches, and put them together by topic."""

@@ -14,6 +14,7 @@ from aiokafka.protocol.produce import ProduceResponse_v7
 
 from server.kafka.connection import Connection, use
 from server.kafka.produce_request import Request
+from tests.realtime import until
 from tests.scriptedkafka import scripted_kafka
 from tests.virtualtime import in_virtual_time
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tests.scriptedkafka import ScriptedKafka
 
 TIMEOUT = 0.2
+LARGE = Request(-1, 1_000, [("t", [(1, bytearray(30_000_000))])])  # more than the sockets of both sides hold
 ANSWER = ProduceResponse_v7([], 0).encode()
 REQUEST = Request(-1, 1_000, [("t", [(0, bytearray(61))])])
 
@@ -52,6 +54,21 @@ async def test_an_answer_that_is_late_costs_the_connection_and_whoever_waits_hea
             await behind
         assert not connection.connected()
         kafka.answering[1].set()
+
+
+async def test_what_a_connection_has_not_written_when_an_answer_is_late_is_never_written() -> None:
+    async with connected() as (kafka, connection):
+        kafka.reading[1].clear()
+        held, late = connection.send(REQUEST), connection.send(LARGE)  # the first it reads already
+        await held
+        transport = connection._writer.transport
+        address = transport.get_extra_info("sockname")
+        with pytest.raises(RequestTimedOutError):
+            await late
+        assert transport.get_write_buffer_size() == 0
+        kafka.reading[1].set()
+        await until(lambda: address not in [peer.get_extra_info("peername") for _, peer in kafka.connections])
+        assert kafka.produced == [(1, [0])]
 
 
 async def test_an_answer_in_time_is_taken_and_those_behind_it_have_their_own_time() -> None:

@@ -43,7 +43,7 @@ class Nodes:
         self.connected = {1, 2, 3}
         self.reachable = set(self.connected)
         self.attempts = 0
-        self.broken: Exception | None = None  # what becomes of writing
+        self.broken: dict[int, Exception] = {}  # what becomes of writing to a node
         self.old = False  # they get aiokafka's own requests
         self.closed: list[CloseReason] = []
         self.asked = 0
@@ -116,8 +116,8 @@ class Link:
         self._nodes.closed.append(reason)
 
     def send(self, request: Request) -> Awaitable[Any]:
-        if self._nodes.broken is not None:
-            raise self._nodes.broken
+        if self._node in self._nodes.broken:
+            raise self._nodes.broken[self._node]
         assert (request._required_acks, request._timeout) == (-1, REQUEST_TIMEOUT_MS)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         ((_, batches),) = request._topics
@@ -301,10 +301,10 @@ async def test_a_node_that_can_not_be_connected_to_is_tried_again_now_and_then()
 @in_virtual_time
 async def test_what_could_not_be_written_is_written_to_the_next_connection() -> None:
     async with sending({0: 1}) as desk:
-        desk.nodes.broken = KafkaConnectionError("reset")
+        desk.nodes.broken[1] = KafkaConnectionError("reset")
         sent = desk.send(0)
         await settled()
-        desk.nodes.broken = None
+        desk.nodes.broken.clear()
         await until(lambda: desk.nodes.requests)
         desk.nodes.answer()
         await sent
@@ -313,20 +313,24 @@ async def test_what_could_not_be_written_is_written_to_the_next_connection() -> 
 @in_virtual_time
 async def test_a_broker_that_speaks_no_known_version_fails_the_batch() -> None:
     async with sending({0: 1}) as desk:
-        desk.nodes.broken = IncompatibleBrokerVersion("too old")
+        desk.nodes.broken[1] = IncompatibleBrokerVersion("too old")
         with pytest.raises(IncompatibleBrokerVersion):
             await desk.send(0)
 
 
 @in_virtual_time
-async def test_a_crash_while_writing_fails_every_batch() -> None:
-    async with sending({0: 1, 1: 1}) as desk:
-        desk.nodes.broken = CRASH
-        sent = [desk.hand_over(0, LARGE_REQUEST_BYTES), desk.hand_over(1, LARGE_REQUEST_BYTES)]
+async def test_after_a_crash_while_writing_nothing_more_is_written() -> None:
+    async with sending({0: 1, 1: 2, 2: 3}) as desk:
+        desk.nodes.connected.discard(3)
+        desk.nodes.broken[1] = CRASH
+        sent = [desk.hand_over(partition) for partition in (2, 0, 1)]
         desk.producer.flush()
         for future in sent:
             with pytest.raises(KafkaError, match="sender crashed"):
                 await future
+        await until(lambda: 3 in desk.nodes.connected)
+        await settled()
+        assert not desk.nodes.requests
 
 
 @in_virtual_time
