@@ -76,10 +76,15 @@ class Responsiveness:
 
 @dataclass(frozen=True, slots=True)
 class ManyMappings:
-    """A service with many mappings: CPU in cores, idle and at work; bytes; the seconds until one more runs."""
+    """A service with many mappings: CPU in cores, idle and at work; bytes; the seconds until one more runs.
+
+    `latency` is how long a message took on average, from the socket until Kafka had it (seconds). At a limit of the
+    service it is what grows, while the CPU stays below a core.
+    """
 
     idle_cores: float
     cores: float
+    latency: float
     peak: int
     add_seconds: float
 
@@ -199,14 +204,16 @@ class Experiments:
             time.sleep(self.scale.mappings_seconds)
             idle.end()
             with publishers(self._site.mqtt, run.task.prefix, workload) as workers:
+                earlier = api.deliveries()
                 busy = Watch(run.pids(), run.child.pid).begin()
                 run_all(workers, PUBLISH_TIMEOUT, lambda: None)
                 _wait(lambda: run.topic.records() >= workload.messages)
                 busy.end()
+                messages, seconds = (now - then for now, then in zip(api.deliveries(), earlier, strict=True))
             topic = {"topic": f"{run.task.prefix}/one/more"}
             added = api.add({"name": "one more", "mqtt": topic, "kafka": {"topic": run.task.topic}})
             idle_cores, cores = (watch.cpu[FORWARDER] / watch.seconds for watch in (idle, busy))
-            return ManyMappings(idle_cores, cores, busy.peak, added)
+            return ManyMappings(idle_cores, cores, seconds / messages, busy.peak, added)
 
     @cached_property
     def start(self) -> Start:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadtest.measurement import MeasurementError
 
+if TYPE_CHECKING:
+    from prometheus_client.samples import Sample
+
 START_TIMEOUT = 120.0
 LAG = "mkf_event_loop_lag_seconds"
+LATENCY = "mkf_delivery_latency_seconds"
 _POLL_SECONDS = 0.02
 
 
@@ -53,25 +57,27 @@ class ServiceApi:
 
     def loop_lag(self) -> dict[float, float]:
         """How many turns of the event loop came at most so many seconds late; empty if it isn't measured."""
-        text = self._client.get("/metrics").raise_for_status().text
-        return {
-            float(sample.labels["le"]): sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == f"{LAG}_bucket"
-        }
+        return {float(each.labels["le"]): each.value for each in self._samples() if each.name == f"{LAG}_bucket"}
+
+    def deliveries(self) -> tuple[float, float]:
+        """How many messages of all mappings are in Kafka so far, and how long that took each, together (seconds)."""
+        samples = self._samples()
+        count, seconds = (
+            sum(each.value for each in samples if each.name == f"{LATENCY}_{what}") for what in ("count", "sum")
+        )
+        return count, seconds
 
     def _running(self) -> int:
         try:
-            text = self._client.get("/metrics").raise_for_status().text
+            samples = self._samples()
         except httpx.HTTPError:
             return 0  # not listening yet
-        return sum(
-            int(sample.value)
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == "mkf_mapping_state" and sample.labels["state"] == "running"
-        )
+        states = (each for each in samples if each.name == "mkf_mapping_state")
+        return sum(int(each.value) for each in states if each.labels["state"] == "running")
+
+    def _samples(self) -> list[Sample]:
+        text = self._client.get("/metrics").raise_for_status().text
+        return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
 
 def quantile(before: dict[float, float], after: dict[float, float], share: float) -> float | None:

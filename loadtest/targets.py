@@ -161,8 +161,8 @@ def _many_memory(made: Experiments) -> Finding:
 
 
 def _many_cpu(made: Experiments) -> Finding:
-    cores = made.many_mappings.cores
-    return Finding(f"{cores:.2f} cores", "", cores < 0.8)
+    found = made.many_mappings
+    return Finding(f"{found.cores:.2f} cores, a message in {found.latency * 1e3:.0f} ms", "", found.cores < 0.8)
 
 
 def _many_idle(made: Experiments) -> Finding:
