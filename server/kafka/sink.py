@@ -47,6 +47,7 @@ _IN_FLIGHT_BYTES = 32 * 1024 * 1024
 _LAST_ANSWERS_SECONDS = 2.0
 _UNNAMED_ATTEMPTS = 3
 _SMALLEST_BATCH_BYTES = 16_384
+_CLOCK_SECONDS = 0.001  # what uvloop's timers can tell apart
 
 
 # A message that Kafka has not confirmed, with the arrival it is part of.
@@ -119,7 +120,8 @@ class Sink:
         self._idle.set()
         self._fatal: Reason | None = None
         self._watch = Watch(cluster, outcomes.kafka_trouble)
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm: asyncio.Handle | None = None
+        self._alarm_at = 0.0
         self._look_due = True
         self._look_at = 0.0
         self._stuck: list[Unconfirmed] = []
@@ -245,18 +247,19 @@ class Sink:
 
     def _look_within(self, seconds: float) -> None:
         """Not in every round, of which there are hundreds a second: one timer, moved only if it would come too late."""
-        if self._alarm is not None and self._alarm.when() > self._loop.time() + seconds:
+        at = self._loop.time() + seconds
+        if self._alarm is not None and self._alarm_at > at:  # uvloop's handles don't all know their time
             self._alarm.cancel()
             self._alarm = None
         if self._alarm is None:
-            self._alarm = self._loop.call_later(seconds, self._look_soon)
+            self._alarm, self._alarm_at = self._loop.call_at(at, self._look_soon), at
 
     def _look_soon(self) -> None:
         """Look, unless what was in flight when the timer was set has been answered meanwhile."""
         self._alarm = None
         late = min((flight.sent_at for flight in self._flights), default=math.inf) + self._watch.patience
         seconds = min(late, self._look_at) - time.monotonic()
-        if seconds > 0:
+        if seconds > _CLOCK_SECONDS:
             self._look_within(seconds)
         else:
             self._look_due = True

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, defaultdict
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError, for_code
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from server.core.mapping import Mapping
 from server.kafka.errorlog import current_complaints
 from server.kafka.producer import Cluster
 from server.kafka.sink import Sink, SinkStoppedError
+from tests import realtime
 from tests.fakekafka import CONFIRM, LOSE_ANSWER, STALL, FakeKafka, FakeProducer, Sent
 from tests.virtualtime import in_virtual_time, now, settled, until
 
@@ -489,6 +492,28 @@ async def test_while_all_is_answered_it_looks_at_the_cluster_no_more_often_than_
             await asyncio.sleep(0.2)
         await desk.sink.drained()
     assert 60 / 5 <= len(looks) - idle <= idle + 2
+
+
+@pytest.mark.parametrize("seconds", [0.0001, 0.0004, 0.0012])
+def test_a_look_that_is_due_sooner_than_timers_can_tell(kafka: FakeKafka, seconds: float) -> None:
+    """The loop of the service, uvloop, calls at once what is due in half a millisecond, by a handle without a time."""
+
+    async def look() -> None:
+        async with writing(kafka) as desk:
+            await realtime.until(lambda: desk.state is None)
+            if desk.sink._alarm is not None:
+                desk.sink._alarm.cancel()
+            desk.sink._look_at = time.monotonic() + seconds
+            desk.sink._look_soon()
+            desk.sink._look_within(1.0)
+            desk.sink._alarm = None
+            desk.sink._look_within(seconds)
+            desk.sink._look_within(seconds / 2)
+            desk.add(b"1")
+            await desk.sink.drained()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(look())
 
 
 @in_virtual_time
