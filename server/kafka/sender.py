@@ -106,7 +106,7 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
             numbers = self._txn_manager
             first = numbers.sequence_number(batch.at)
             numbers.increment_sequence_number(batch.at, batch.record_count())
-            batch._set_producer_state(numbers.producer_id, numbers.producer_epoch, first)  # noqa: SLF001
+            batch._set_producer_state(numbers.producer_id, numbers.producer_epoch, first)  # noqa: SLF001 - as its queue
             batch.numbered = True
 
     def fail_all(self, error: KafkaError) -> None:
@@ -139,6 +139,7 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
             self._write(exchange, connection)
 
     def _connection(self, node: int) -> Connection | None:
+        # `ready` has to be awaited, and connects; there is no public way only to ask.
         connection: Connection | None = self.client._conns.get((node, ConnectionGroup.DEFAULT))  # noqa: SLF001
         return connection if connection is not None and connection.connected() else None
 
@@ -267,7 +268,7 @@ class _Exchange(SendProduceReqHandler):  # type: ignore[misc]
         sender = self._sender
         for batch in self.batches:
             sender.number(batch)
-            topics[batch.at.topic].append((batch.at.partition, batch._build()))  # noqa: SLF001
+            topics[batch.at.topic].append((batch.at.partition, batch._build()))  # noqa: SLF001 - aiokafka's own
         return Request(sender._acks, sender._request_timeout_ms, list(topics.items()))  # noqa: SLF001
 
     def handle_response(self, response: Any) -> None:
@@ -291,7 +292,7 @@ class _Exchange(SendProduceReqHandler):  # type: ignore[misc]
 
     def _can_retry(self, error: KafkaError, batch: RecordBatch) -> bool:
         """As long as it takes if Kafka knows the batch again by its number, else for a while."""
-        numbered = self._sender._txn_manager is not None  # noqa: SLF001
+        numbered = self._sender._txn_manager is not None  # noqa: SLF001 - of its sender
         return bool(error.retriable) and (numbered or time.monotonic() <= batch.give_up_at)
 
 
