@@ -27,6 +27,7 @@ from server.store.errors import StoreError, StoreUnavailableError
 from server.store.lock import lock_at
 from server.store.store import Store
 from server.tasks import ended
+from server.ticks import sleep_to_tick
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -201,7 +202,7 @@ class Service:
         While the server is away nobody has it, so the mappings go on.
         """
         while True:
-            await asyncio.sleep(_LOCK_CHECK_SECONDS)
+            await sleep_to_tick(_LOCK_CHECK_SECONDS)
             try:
                 await self._lock.check()
             except StoreUnavailableError as error:

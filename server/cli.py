@@ -32,7 +32,8 @@ from server.listening import Certificate, CertificateError, server_config
 from server.logs import configure_logging
 from server.settings import Settings
 from server.store.errors import StoreError, TokenNameTakenError, TokenNotFoundError
-from server.tasks import ended
+from server.tasks import ended, event_within
+from server.ticks import tick_within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -218,10 +219,7 @@ async def _until_signalled(
     scheme = "http" if certificate is None else "https"
     structlog.get_logger().info("serving", url=f"{scheme}://{address(host, port)}", pid=os.getpid())
 
-    def end() -> None:
-        server.should_exit = True
-
-    service.on_crash = end
+    service.on_crash = server.end
     _spare_the_collector()
     _give_back_memory()
     async with _watched(certificate):
@@ -266,7 +264,26 @@ def _give_back_memory() -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling, which ends the process with 143."""
+    """uvicorn, but it is told to end and does not look ten times a second whether it is to.
+
+    Without its signal handling, too, which ends the process with 143.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._asked_to_end = asyncio.Event()
+
+    def end(self) -> None:
+        """End, as soon as what is being answered is answered."""
+        self.should_exit = True
+        self._asked_to_end.set()
+
+    async def main_loop(self) -> None:
+        """Serve until told to end; once a second there is a new Date header."""
+        loop = asyncio.get_running_loop()
+        while not await self.on_tick(0):
+            now = loop.time()
+            await event_within(self._asked_to_end, tick_within(now, 1.0) - now)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -278,7 +295,7 @@ def _asked_to_end(server: _Server, number: int) -> None:
     if server.should_exit:
         os._exit(128 + number)
     structlog.get_logger().info("shutting_down", signal=signal.Signals(number).name)
-    server.should_exit = True
+    server.end()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -1,4 +1,4 @@
-"""Waiting for tasks to end: nothing is started here that nobody awaits."""
+"""Waiting for tasks and events: nothing is started here that nobody awaits."""
 
 from __future__ import annotations
 
@@ -33,3 +33,12 @@ async def to_the_end(ending: Coroutine[Any, Any, None]) -> None:
     except asyncio.CancelledError:
         await asyncio.wait([task])
         raise
+
+
+async def event_within(event: asyncio.Event, seconds: float) -> None:
+    """Wait until the event is set, for so many seconds at most."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -20,6 +20,7 @@ from server.core.lifecycle import Reason
 from server.kafka.connecting import explain_failed_connections, notice_refused_tokens, retrieve_resets
 from server.kafka.connection import use as use_connection
 from server.kafka.oauth import Tokens
+from server.kafka.questions import Questions
 from server.kafka.sender import LeanProducer
 from server.kafka.tls import ConfigurationError, ReloadedContext
 
@@ -106,6 +107,7 @@ class Cluster:
     address: str
     options: KafkaOptions
     sinks: int = 0
+    questions: Questions = field(default_factory=Questions, init=False, repr=False)
     _context: ReloadedContext | None = field(init=False, repr=False)
     _tokens: Tokens | None = field(init=False, repr=False)
 

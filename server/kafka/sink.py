@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import math
 import time
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -47,7 +46,6 @@ _IN_FLIGHT_BYTES = 32 * 1024 * 1024
 _LAST_ANSWERS_SECONDS = 2.0
 _UNNAMED_ATTEMPTS = 3
 _SMALLEST_BATCH_BYTES = 16_384
-_CLOCK_SECONDS = 0.001  # what uvloop's timers can tell apart
 
 
 # A message that Kafka has not confirmed, with the arrival it is part of.
@@ -106,7 +104,6 @@ class Sink:
         outcomes: Outcomes,
         random: Callable[[], float],
     ) -> None:
-        self._loop = asyncio.get_running_loop()
         self._cluster = cluster
         self._on_poison = mapping.on_poison
         self._window = window
@@ -119,11 +116,7 @@ class Sink:
         self._idle = asyncio.Event()
         self._idle.set()
         self._fatal: Reason | None = None
-        self._watch = Watch(cluster, outcomes.kafka_trouble)
-        self._alarm: asyncio.Handle | None = None
-        self._alarm_at = 0.0
-        self._look_due = True
-        self._look_at = 0.0
+        self._watch = Watch(cluster, self._flights, report=outcomes.kafka_trouble, due=self._round_soon)
         self._stuck: list[Unconfirmed] = []
         self._compresses = bool(cluster.options.producer.get("compression_type"))
         self._batch_bytes: int = cluster.options.producer.get("max_batch_size", 1_000_000)
@@ -154,8 +147,7 @@ class Sink:
             await self._write()
         finally:
             self._cluster.sinks -= 1
-            if self._alarm is not None:
-                self._alarm.cancel()
+            self._watch.end()
 
     async def _write(self) -> None:
         ended_by = ""  # why the last producer that had started ended
@@ -208,7 +200,6 @@ class Sink:
 
     async def _serve(self, producer: Producer) -> None:
         """Make a round whenever there is something to do, until one finds what ends the producer."""
-        self._look_due = True
         self._rounds = Rounds(functools.partial(self._round, producer))
         try:
             await self._rounds.until_one_fails()
@@ -237,33 +228,10 @@ class Sink:
             raise failed
         if self._fatal is not None:
             raise SinkStoppedError(self._fatal)
-        if self._look_due:
-            self._look_due = False
+        if self._watch.looks.due:
             producer.check()
             needed = next((topic for topic in missing if topic is self._outbox.main or topic.waiting), None)
-            seconds = self._watch.look(producer, missing=missing, needed=needed, flights=self._flights)
-            self._look_at = time.monotonic() + seconds
-            self._look_within(seconds)
-
-    def _look_within(self, seconds: float) -> None:
-        """Not in every round, of which there are hundreds a second: one timer, moved only if it would come too late."""
-        at = self._loop.time() + seconds
-        if self._alarm is not None and self._alarm_at > at:  # uvloop's handles don't all know their time
-            self._alarm.cancel()
-            self._alarm = None
-        if self._alarm is None:
-            self._alarm, self._alarm_at = self._loop.call_at(at, self._look_soon), at
-
-    def _look_soon(self) -> None:
-        """Look, unless what was in flight when the timer was set has been answered meanwhile."""
-        self._alarm = None
-        late = min((flight.sent_at for flight in self._flights), default=math.inf) + self._watch.patience
-        seconds = min(late, self._look_at) - time.monotonic()
-        if seconds > _CLOCK_SECONDS:
-            self._look_within(seconds)
-        else:
-            self._look_due = True
-            self._round_soon()
+            self._watch.look(producer, missing=missing, needed=needed)
 
     # --- sending ----------------------------------------------------------------------------------------------------
 
@@ -287,7 +255,7 @@ class Sink:
                 break
             self._dispatch(producer, flight)
         producer.flush()
-        self._look_within(self._watch.patience)
+        self._watch.looks.sent()
 
     def _build(self, lane: Lane, producer: Producer, now: float) -> Flight | None:
         limit = self._outbox.topics[lane.topic].limit(self._cluster.options.record_limit or DEFAULT_RECORD_LIMIT, now)
@@ -326,7 +294,7 @@ class Sink:
     def _failed(self) -> _BatchFailedError | None:
         """Account for what was answered; returns a failure, if there is one."""
         failed = self._take_answers()
-        if failed is None and self._look_due:
+        if failed is None and self._watch.looks.due:
             failed = self._stranded()
         return failed
 

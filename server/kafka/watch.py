@@ -16,6 +16,7 @@ from server.core.failures import kafka_failure
 from server.core.lifecycle import Reason
 from server.kafka.condition import Cause, Condition
 from server.kafka.errorlog import Complaints, listen
+from server.kafka.looks import CLOCK_SECONDS, STALL_SECONDS, Looks
 from server.kafka.producer import classify
 
 if TYPE_CHECKING:
@@ -25,24 +26,34 @@ if TYPE_CHECKING:
     from server.kafka.producer import Cluster, Producer
     from server.kafka.topic import Topic
 
-STALL_SECONDS = 3.0
 LOOK_SECONDS = 0.5
 _METADATA_SECONDS = 2.0
-_IDLE_METADATA_SECONDS = 5.0
-_IDLE_METADATA_PER_SECOND = 16.0
 _TOPIC_MISSING, _NO_LEADER, _TOPIC_NOT_AUTHORIZED = 3, 5, 29
 
 
 class Watch:
-    """What a sink knows of Kafka's condition; `report` hears of every change: a reason, or None while all is well."""
+    """What a sink knows of Kafka's condition; `report` hears of every change: a reason, or None while all is well.
 
-    def __init__(self, cluster: Cluster, report: Callable[[Reason | None], None]) -> None:
-        self._cluster = cluster
+    `flights` are the sink's batches without an answer, and `due` hears that it is time to `look`.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        flights: Collection[Flight],
+        *,
+        report: Callable[[Reason | None], None],
+        due: Callable[[], None],
+    ) -> None:
+        self.looks = Looks(flights, due)
+        self._questions = cluster.questions
+        self._sooner = self._ask_sooner  # one object: a method is a new one each time
+        self._flights = flights
         self._servers = cluster.bootstrap_servers
         self._complaints = Complaints()
         self._condition = Condition(report)
         self._metadata: asyncio.Future[bool] | None = None
-        self._metadata_asked = 0.0
+        self._metadata_asked = self._ask_at = 0.0
 
     @contextmanager
     def starting(self) -> Iterator[None]:
@@ -81,8 +92,10 @@ class Watch:
 
     def started(self) -> None:
         """A producer was started, and has its metadata."""
-        self._metadata, self._metadata_asked = None, time.monotonic()
+        now = time.monotonic()
+        self._metadata, self._metadata_asked, self._ask_at = None, now, self._questions.next_turn(self._sooner, now)
         self._condition.note(Cause.START, None)
+        self.looks.due = True
 
     def refused(self, reason: Reason) -> None:
         """Kafka refused a batch."""
@@ -94,41 +107,40 @@ class Watch:
         self._condition.note(Cause.SENDS, None)
         self._condition.note(Cause.REACH, None)
 
-    def look(
-        self, producer: Producer, *, missing: list[Topic], needed: Topic | None, flights: Collection[Flight]
-    ) -> float:
-        """Look at the cluster: at the topics it does not show, one of them `needed`, and at what it owes answers to.
-
-        Returns when to look again (seconds).
-        """
+    def look(self, producer: Producer, *, missing: list[Topic], needed: Topic | None) -> None:
+        """Look at the cluster: at the topics it does not show, one of them `needed`, and at what it owes answers to."""
         for topic in missing:
             producer.watch(topic.name)
         self._condition.note(Cause.TOPIC, self._missing_reason(producer, needed.name) if needed else None)
-        self._ask(producer, soon=bool(missing), idle=not flights)
+        self._ask(producer, soon=bool(missing), idle=not self._flights)
         now = time.monotonic()
-        leaderless = {topic: producer.leaderless(topic) for topic in {flight.lane.topic for flight in flights}}
+        leaderless = {topic: producer.leaderless(topic) for topic in {flight.lane.topic for flight in self._flights}}
         stalled = sorted(
             {
                 flight.lane.topic
-                for flight in flights
+                for flight in self._flights
                 # Without a leader there is no hope to wait for: aiokafka gives up after 40 s, and all begins again.
                 if now - flight.sent_at > STALL_SECONDS or flight.lane.partition in leaderless[flight.lane.topic]
             }
         )
         self._condition.note(Cause.STALL, self._stall_reason(producer, stalled) if stalled else None)
         self._condition.tell()
-        if flights or missing or self._metadata is not None or self._condition.has(Cause.REACH):
-            return LOOK_SECONDS
-        return max(LOOK_SECONDS, self._metadata_asked + self._idle_seconds() - now)
+        if self._flights or missing or self._condition.has(Cause.REACH):
+            self.looks.plan(now + LOOK_SECONDS)
+        elif self._metadata is not None:  # or before: when they come
+            self.looks.plan(self._metadata_asked + STALL_SECONDS + CLOCK_SECONDS)
+        else:
+            self.looks.plan(max(now + LOOK_SECONDS, self._ask_at))
 
-    @property
-    def patience(self) -> float:
-        """How long after a batch was sent nothing can be seen of it but its answer (seconds)."""
-        return STALL_SECONDS
+    def end(self) -> None:
+        """The sink ends: no look and no question any more."""
+        self.looks.end()
+        self._questions.leave(self._sooner)
 
-    def _idle_seconds(self) -> float:
-        """How often to ask for metadata while nothing flows: all sinks together, not too often."""
-        return max(_IDLE_METADATA_SECONDS, self._cluster.sinks / _IDLE_METADATA_PER_SECOND)
+    def _ask_sooner(self, at: float) -> None:
+        """Another sink got no answer."""
+        self._ask_at = min(self._ask_at, at)
+        self.looks.sooner(self._ask_at)
 
     def _ask(self, producer: Producer, *, soon: bool, idle: bool) -> None:
         """Ask for metadata now and then: it shows missing topics, and a Kafka that is away while nothing flows."""
@@ -141,9 +153,15 @@ class Watch:
         if silent:
             unreachable = Reason("kafka_unreachable", f"no metadata from {self._servers}")
             self._condition.note(Cause.REACH, self._explained(unreachable))
-        seconds = _METADATA_SECONDS if soon or self._condition.has(Cause.REACH) else self._idle_seconds()
-        if self._metadata is None and idle and now - self._metadata_asked >= seconds:
+            self._questions.doubt(now)
+        if soon or self._condition.has(Cause.REACH):
+            due = now - self._metadata_asked >= _METADATA_SECONDS
+        else:
+            due = self._ask_at - now < CLOCK_SECONDS
+        if self._metadata is None and idle and due:
             self._metadata, self._metadata_asked = producer.ask_for_metadata(), now
+            self._ask_at = self._questions.next_turn(self._sooner, now)
+            self._metadata.add_done_callback(lambda _: self.looks.now())
 
     def _missing_reason(self, producer: Producer, topic: str) -> Reason:
         return _named(_TOPIC_NOT_AUTHORIZED if producer.may_not_see(topic) else _TOPIC_MISSING, topic)

@@ -17,6 +17,7 @@ from server.mqtt.packet import MAX_LENGTH_BYTES, packet_size
 from server.mqtt.port import MESSAGE_OVERHEAD_BYTES, ConnectionEndedError, Ended
 from server.mqtt.readbuffer import ReadBuffer
 from server.mqtt.tls import is_end, reason_of
+from server.ticks import tick_within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -395,7 +396,7 @@ class BaseConnection(ABC):
 
     def _schedule_ping(self) -> None:
         # PINGREQs go out at a steady pace, also while reading is paused, so that the broker keeps us.
-        self._keep_alive_timer = self._loop.call_later(self._keep_alive, self._ping)
+        self._keep_alive_timer = self._loop.call_at(tick_within(self._loop.time(), self._keep_alive), self._ping)
 
     def _ping(self) -> None:
         if self._silent_since is None:

@@ -20,11 +20,10 @@ from server.core.backoff import Backoff
 from server.core.lifecycle import Reason, Signal, State, next_state
 from server.kafka.sink import Sink, SinkStoppedError
 from server.mqtt.connection import LEAVE_PINGRESP_SECONDS
-from server.runtime.counters import Rates, Tally
+from server.runtime.counters import Tally
 from server.runtime.intake import Intake
 from server.runtime.session import MqttSession, SessionMemory, SessionStoppedError
-from server.runtime.status import Counters, InFlight, LastError, MappingStatus, MqttStatus
-from server.runtime.status import Rates as RatesStatus
+from server.runtime.status import Counters, InFlight, LastError, MappingStatus, MqttStatus, Rates
 from server.tasks import ended, first_of, to_the_end
 
 if TYPE_CHECKING:
@@ -59,7 +58,6 @@ class Forwarder:
     def __init__(self, name: str, broker: Broker, cluster: Cluster, ledger: Ledger) -> None:
         self.name = name
         self.tally = Tally()
-        self.rates = Rates()
         self.state = State.PAUSED
         self.since = datetime.now(UTC)
         self.reason: Reason | None = None
@@ -214,9 +212,11 @@ class Forwarder:
 
     def delivered(self, messages: int, size: int) -> None:
         """Kafka confirmed these, in a batch of `size` bytes."""
-        self.tally.delivered += messages
-        self.tally.delivered_bytes += size
-        self.tally.progressed_at = time.time()
+        tally = self.tally
+        tally.delivered += messages
+        tally.delivered_rate.note(time.monotonic(), messages)
+        tally.delivered_bytes += size
+        tally.progressed_at = time.time()
 
     def waited(self, seconds: float, messages: int) -> None:
         """So many messages came so long before Kafka confirmed them."""
@@ -323,7 +323,7 @@ class Forwarder:
         session, tally = self._session, self.tally
         granted = session.granted if session else None
         client_id = stored.spec.client_id(base_client_id)
-        received, delivered = self.rates.per_second()
+        now = time.monotonic()
         last = self.last_error
         at = self.intake.last_message_at
         return MappingStatus(
@@ -353,7 +353,10 @@ class Forwarder:
                 reconnects=tally.mqtt_reconnects.total(),
                 sessions_lost=tally.sessions_lost,
             ),
-            rates=RatesStatus(received_per_second=received, delivered_per_second=delivered),
+            rates=Rates(
+                received_per_second=tally.received_rate.per_second(now),
+                delivered_per_second=tally.delivered_rate.per_second(now),
+            ),
             last_message_at=datetime.fromtimestamp(at, UTC) if at is not None else None,
             last_error=LastError(at=last.at, reason=last.reason.code, detail=last.reason.detail) if last else None,
             warnings=[*self._owed_warnings(), *(session.warnings if session else [])],

@@ -135,9 +135,11 @@ class Intake:
             self.discarded(messages, durable=bool(self._client_id))
             return
         self.reads += 1
-        self._tally.received_bytes += size - MESSAGE_OVERHEAD_BYTES * len(messages)
+        tally, now = self._tally, time.monotonic()
+        already = tally.received
+        tally.received_bytes += size - MESSAGE_OVERHEAD_BYTES * len(messages)
         self.last_message_at = time.time()
-        arrival = self.window.arrive(messages, size, time.monotonic(), kept=bool(self._client_id))
+        arrival = self.window.arrive(messages, size, now, kept=bool(self._client_id))
         self._unacknowledged += len(messages)
         self._read_messages += len(messages)
         self._read_bytes += size
@@ -145,8 +147,9 @@ class Intake:
         if self._numbering.replaying or self.window.candidates or self.owed or self.copies or self._unreleased:
             fresh = self._sift(arrival, messages)
         else:
-            self._tally.received += len(fresh)
+            tally.received += len(fresh)
             self._numbering.arrived(messages)
+        tally.received_rate.note(now, tally.received - already)
         if fresh:
             self._sink.add(arrival, fresh)
         self.window.confirm(arrival)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from server.runtime.histogram import Histogram
+from server.ticks import tick_within
 
 SAMPLE_SECONDS = 0.25
 BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -20,6 +21,7 @@ class LoopLag(Histogram):
         """Measure until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + SAMPLE_SECONDS
-            await asyncio.sleep(SAMPLE_SECONDS)
+            now = loop.time()
+            due = tick_within(now, SAMPLE_SECONDS)
+            await asyncio.sleep(due - now)
             self.note(max(0.0, loop.time() - due))

@@ -63,6 +63,11 @@ class Ledger:
         """The sessions of a mapping, those to be removed left out."""
         return [row for row in self._rows.values() if row.mapping == mapping and not row.removal_pending]
 
+    def owner(self, client_id: str) -> str | None:
+        """Whose session this client id is, unless it is to be removed."""
+        row = self._rows.get(client_id)
+        return None if row is None or row.removal_pending else row.mapping
+
     def owners(self) -> dict[str, str]:
         """Whose session each client id is, those to be removed left out."""
         return {row.client_id: row.mapping for row in self._rows.values() if not row.removal_pending}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -32,6 +33,8 @@ from server.runtime.reconcile import (
     reconcile,
 )
 from server.store.errors import StoreUnavailableError
+from server.tasks import event_within
+from server.ticks import sleep_to_tick
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -51,7 +54,6 @@ STUCK_SECONDS = 25.0
 # all well, nearly twice that with 200 and Kafka away (tests/faults/memory.py).
 MAPPING_BYTES = 300_000
 SHUTDOWN_SECONDS = 18.0
-_SAMPLE_SECONDS = 1.0
 _PING_SECONDS = 5.0
 _RECONCILE_SECONDS = 5.0
 _STORE_RETRY_SECONDS = 2.0
@@ -122,7 +124,7 @@ class Supervisor:
         # One that was created after the notice is another mapping of the same name.
         own = (text for at, text in self._notices.get(name, []) if at >= stored.created_at)
         notices = [*own, *self._cluster.options.warnings]
-        owner = self._ledger.owners().get(client_id, name)
+        owner = self._ledger.owner(client_id)
         if owner != name and owner in self._wanted:
             notices.append(
                 f"waits for the client id {client_id!r}: {owner!r} has to run once to drain what is queued there"
@@ -188,7 +190,7 @@ class Supervisor:
             await self._load()
             self._started, self._waiting_for = True, None
             async with asyncio.TaskGroup() as parts:
-                for part in (self._follow, self._watch_store, self._sample, self.lag.watch):
+                for part in (self._follow, self._watch_store, self.lag.watch):
                     parts.create_task(self._guarded(part.__name__, part), name=f"supervisor {part.__name__}")
         finally:
             self._running = False
@@ -250,7 +252,7 @@ class Supervisor:
                 self._note_store(None)
             except StoreUnavailableError as error:
                 self._note_store(str(error))
-            await asyncio.sleep(_PING_SECONDS)
+            await sleep_to_tick(_PING_SECONDS)
 
     def _note_store(self, error: str | None) -> None:
         if error is not None and self._store_error is None:
@@ -258,13 +260,6 @@ class Supervisor:
         elif error is None and self._store_error is not None:
             _log.info("store_available")
         self._store_error = error
-
-    async def _sample(self) -> None:
-        while True:
-            now = time.monotonic()
-            for life in self._lives.values():
-                life.forwarder.rates.sample(now, life.forwarder.tally)
-            await asyncio.sleep(_SAMPLE_SECONDS)
 
     # --- following the store ----------------------------------------------------------------------------------------
 
@@ -280,7 +275,7 @@ class Supervisor:
             for action in self._decide():
                 await self._act(action)
             self._share_memory()
-            await _event_within(self._wake, timeout)
+            await event_within(self._wake, timeout)
 
     async def _read_store(self) -> None:
         """Learn what is wanted, unless nothing was written since: this process is the only one that writes."""
@@ -303,18 +298,21 @@ class Supervisor:
             name: Wanted(stored.generation, stored.spec.paused, self.client_id_of(stored.spec))
             for name, stored in self._wanted.items()
         }
+        owners = self._ledger.owners()
+        sessions: defaultdict[str, set[str]] = defaultdict(set)
+        for client_id, name in owners.items():
+            sessions[name].add(client_id)
         running = {
             name: Running(
                 life.forwarder.generation,
                 life.forwarder.state,
                 life.active,
                 life.stopping,
-                frozenset({life.client_id, *(row.client_id for row in self._ledger.of_mapping(name))}),
+                frozenset({life.client_id, *sessions[name]}),
             )
             for name, life in self._lives.items()
         }
         removals = {row.client_id for row in self._ledger.removals()}
-        owners = self._ledger.owners()
         return reconcile(wanted, running, removals=removals, ending=self._endings.keys(), owners=owners)
 
     async def _act(self, action: Action) -> None:
@@ -393,11 +391,3 @@ class Supervisor:
             else:
                 await self._ledger.forget(client_id)
                 _log.info("session_ended", client_id=client_id, mapping=row.mapping)
-
-
-async def _event_within(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -845,12 +845,19 @@ async def test_a_broker_that_is_killed_is_noticed_at_once(
 
 async def test_a_broker_that_answers_no_pingreq_is_given_up(version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "PINGRESP_TIMEOUT_SECONDS", 0.2)
-    async with version.faked(keep_alive=1) as (connection, _, peer):
+    async with version.faked(keep_alive=2) as (connection, _, peer):  # PINGREQ comes after 1 to 2 s
         await peer.expect(PINGREQ)
         ending = await ended(connection)
         assert ending.reason.code == "mqtt_keep_alive"
         assert 1.2 <= ending.unheard_seconds < 5  # since CONNACK, before the PINGREQ
         await peer.closed_by_client()
+
+
+async def test_pingreqs_go_out_at_whole_seconds_so_that_many_connections_wake_us_once(version: Version) -> None:
+    async with version.faked(keep_alive=7) as (connection, _, _):
+        timer: asyncio.TimerHandle = vars(connection)["_keep_alive_timer"]
+        assert timer.when() % 1 == 0
+        assert 5 < timer.when() - asyncio.get_running_loop().time() <= 7
 
 
 async def test_a_broker_that_answers_is_kept(version: Version, monkeypatch: pytest.MonkeyPatch) -> None:

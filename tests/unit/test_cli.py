@@ -9,15 +9,17 @@ import signal
 import socket
 import time
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog
+import uvicorn
 from typer.testing import CliRunner, Result
 
 from server import app as app_module
 from server import cli
 from server.store.errors import StoreError
+from tests.virtualtime import in_virtual_time, now
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -254,11 +256,27 @@ def test_the_url_it_serves_at_can_be_used_as_it_is_logged(
 def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    server = cast("cli._Server", SimpleNamespace(should_exit=False))
+    server = cli._Server(uvicorn.Config(lambda: None))
     cli._asked_to_end(server, signal.SIGTERM)
     assert (server.should_exit, codes) == (True, [])
     cli._asked_to_end(server, signal.SIGINT)
     assert codes == [130]
+
+
+@in_virtual_time
+async def test_the_server_turns_once_a_second_and_ends_when_it_is_told_to() -> None:
+    server = cli._Server(uvicorn.Config(lambda: None))
+    server.config.load()
+    serving = asyncio.create_task(server.main_loop())
+    dates: list[object] = []
+    for _ in range(5):
+        await asyncio.sleep(1.0)
+        dates.append(server.server_state.default_headers)
+    assert len({id(each) for each in dates}) == 5
+    began = now()
+    server.end()
+    await serving
+    assert now() == began
 
 
 def test_without_uvloop_the_default_loop_serves(monkeypatch: pytest.MonkeyPatch) -> None:

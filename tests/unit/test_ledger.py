@@ -74,6 +74,7 @@ async def test_it_knows_what_the_store_knows_once_loaded() -> None:
     assert ledger.session("a") == _A
     assert ledger.of_mapping("one") == [_A]
     assert ledger.of_mapping("two") == []
+    assert (ledger.owner("a"), ledger.owner("b")) == ("one", None)
     assert ledger.removals() == [gone]
 
 

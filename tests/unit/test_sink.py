@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter, defaultdict
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import uvloop
 from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError, for_code
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +20,7 @@ from server.core.mapping import Mapping
 from server.kafka.errorlog import current_complaints
 from server.kafka.producer import Cluster
 from server.kafka.sink import Sink, SinkStoppedError
-from tests import realtime
+from server.tasks import ended
 from tests.fakekafka import CONFIRM, LOSE_ANSWER, STALL, FakeKafka, FakeProducer, Sent
 from tests.virtualtime import in_virtual_time, now, settled, until
 
@@ -480,9 +478,9 @@ async def test_while_all_is_answered_it_looks_at_the_cluster_no_more_often_than_
         await until(lambda: desk.state is None)
         look = desk.sink._watch.look
 
-        def counted(*arguments: Any, **named: Any) -> float:
+        def counted(*arguments: Any, **named: Any) -> None:
             looks.append(now())
-            return look(*arguments, **named)
+            look(*arguments, **named)
 
         monkeypatch.setattr(desk.sink._watch, "look", counted)
         await asyncio.sleep(60)
@@ -492,28 +490,6 @@ async def test_while_all_is_answered_it_looks_at_the_cluster_no_more_often_than_
             await asyncio.sleep(0.2)
         await desk.sink.drained()
     assert 60 / 5 <= len(looks) - idle <= idle + 2
-
-
-@pytest.mark.parametrize("seconds", [0.0001, 0.0004, 0.0012])
-def test_a_look_that_is_due_sooner_than_timers_can_tell(kafka: FakeKafka, seconds: float) -> None:
-    """The loop of the service, uvloop, calls at once what is due in half a millisecond, by a handle without a time."""
-
-    async def look() -> None:
-        async with writing(kafka) as desk:
-            await realtime.until(lambda: desk.state is None)
-            if desk.sink._alarm is not None:
-                desk.sink._alarm.cancel()
-            desk.sink._look_at = time.monotonic() + seconds
-            desk.sink._look_soon()
-            desk.sink._look_within(1.0)
-            desk.sink._alarm = None
-            desk.sink._look_within(seconds)
-            desk.sink._look_within(seconds / 2)
-            desk.add(b"1")
-            await desk.sink.drained()
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(look())
 
 
 @in_virtual_time
@@ -863,6 +839,34 @@ async def test_an_idle_sink_notices_that_kafka_is_away_and_back(kafka: FakeKafka
         kafka.producers[0]._asked[0].set_result(False)
         await until(lambda: desk.state is None)
         assert "kafka:9092" in desk.books.detail or desk.books.told[-2] == "kafka_unreachable"
+
+
+@in_virtual_time
+async def test_what_one_idle_sink_notices_hundreds_know_soon(kafka: FakeKafka, monkeypatch: pytest.MonkeyPatch) -> None:
+    kafka.sinks = 400  # each asks every 50 s
+    kafka.install(monkeypatch)
+    cluster = Cluster("kafka:9092", translate({}))
+    mapping = Mapping.model_validate({"name": "m", "mqtt": {"topic": "#"}, "kafka": {"topic": "k"}})
+    books = [Books() for _ in range(kafka.sinks)]
+    sinks = [Sink(cluster, mapping, AckWindow(), outcomes=each, random=lambda: 0.0) for each in books]
+    tasks = [asyncio.create_task(sink.run()) for sink in sinks]
+
+    def all_tell(reason: str | None) -> bool:
+        return all(each.told and each.told[-1] == reason for each in books)
+
+    await until(lambda: all_tell(None))
+    await asyncio.sleep(100.5)
+    kafka.reachable = False
+    began = now()
+    await until(lambda: all_tell("kafka_unreachable"))
+    assert now() - began < 1 + 3 + 4 + 3 + 1
+    kafka.reachable = True
+    for producer in kafka.producers:
+        for asked in producer._asked:
+            if not asked.done():
+                asked.set_result(False)
+    await until(lambda: all_tell(None))
+    await ended(*tasks)
 
 
 # --- partitions that change -------------------------------------------------------------------------------------------
