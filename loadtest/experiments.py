@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,11 +79,14 @@ class Responsiveness:
 class ManyMappings:
     """A service with many mappings: CPU in cores, idle and at work; bytes; the seconds until one more runs.
 
+    `waking` is the CPU a thread took meanwhile each time it woke, once a second, for nothing (seconds): on a machine
+    where that costs much, so does a service that wakes.
     `latency` is how long a message took on average, from the socket until Kafka had it (seconds). At a limit of the
     service it is what grows, while the CPU stays below a core.
     """
 
     idle_cores: float
+    waking: float
     cores: float
     latency: float
     peak: int
@@ -201,7 +205,7 @@ class Experiments:
         with self._running(Service(mappings=mappings), workload) as (run, api):
             run.wait_until_idle(START_TIMEOUT)
             idle = Watch(run.pids(), run.child.pid).begin()
-            time.sleep(self.scale.mappings_seconds)
+            waking = _cost_of_waking(round(self.scale.mappings_seconds))
             idle.end()
             with publishers(self._site.mqtt, run.task.prefix, workload) as workers:
                 earlier = api.deliveries()
@@ -213,7 +217,7 @@ class Experiments:
             topic = {"topic": f"{run.task.prefix}/one/more"}
             added = api.add({"name": "one more", "mqtt": topic, "kafka": {"topic": run.task.topic}})
             idle_cores, cores = (watch.cpu[FORWARDER] / watch.seconds for watch in (idle, busy))
-            return ManyMappings(idle_cores, cores, seconds / messages, busy.peak, added)
+            return ManyMappings(idle_cores, waking, cores, seconds / messages, busy.peak, added)
 
     @cached_property
     def start(self) -> Start:
@@ -282,6 +286,14 @@ class Experiments:
 def _port(run: Trial) -> int:
     assert run.command.http_port is not None  # noqa: S101 - our service has one
     return run.command.http_port
+
+
+def _cost_of_waking(seconds: int) -> float:
+    """CPU seconds for each time a thread wakes, in the middle of each of so many seconds of the clock."""
+    used, began = time.thread_time(), math.floor(time.monotonic())
+    for second in range(1, seconds + 1):
+        time.sleep(max(0.0, began + second + 0.5 - time.monotonic()))
+    return (time.thread_time() - used) / seconds
 
 
 def _wait(condition: Callable[[], bool]) -> None:
