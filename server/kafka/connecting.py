@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import ssl
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from aiokafka.conn import AIOKafkaConnection, AIOKafkaProtocol, CloseReason, OAuthAuthenticator
+from aiokafka.conn import AIOKafkaConnection, AIOKafkaProtocol, OAuthAuthenticator
 from aiokafka.errors import BrokerResponseError, KafkaConnectionError, KafkaError, SaslAuthenticationFailed
 
 from server.core.address import address
@@ -28,6 +29,8 @@ from server.kafka.oauth import TokenError, Tokens
 from server.kafka.tls import ReloadedContext
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from server.core.lifecycle import Reason
 
 _FIRST_REQUEST = 2  # the correlation id after that of ApiVersions, with which each connection begins
@@ -65,36 +68,33 @@ def _attempt(connection: AIOKafkaConnection) -> Attempt:
     )
 
 
-def explain_failed_connections() -> None:
-    """Let `Complaints` hear of every attempt, and of aiokafka's tasks let none end by an error it does not expect."""
-    connect, close = AIOKafkaConnection.connect, AIOKafkaConnection.close
+@contextmanager
+def explained(connection: AIOKafkaConnection) -> Iterator[None]:
+    """It connects and logs in here: let `Complaints` hear how that ends.
 
-    @functools.wraps(connect)
-    async def explained(connection: AIOKafkaConnection) -> Any:
-        complaints = current_complaints()
-        try:
-            opened = await connect(connection)
-        except Exception as error:
-            complaints.note_connection(connection_reason(error, _attempt(connection)))
-            provider = connection._sasl_oauth_token_provider  # noqa: SLF001
-            if isinstance(error, SaslAuthenticationFailed) and isinstance(provider, Tokens):
-                provider.refused()
-            if isinstance(error, OSError | KafkaError):  # TimeoutError is an OSError
-                raise
-            # Such as a SCRAM server that can't prove that it knows the password.
-            raise KafkaConnectionError(f"can't log in: {type(error).__name__}: {error}") from error
-        complaints.note_connection(None)
-        return opened
+    Raises:
+        OSError, KafkaError: it failed. By another error the task of aiokafka's that connects would end.
+    """
+    complaints = current_complaints()
+    try:
+        yield
+    except Exception as error:
+        complaints.note_connection(connection_reason(error, _attempt(connection)))
+        provider = connection._sasl_oauth_token_provider  # noqa: SLF001
+        if isinstance(error, SaslAuthenticationFailed) and isinstance(provider, Tokens):
+            provider.refused()
+        if isinstance(error, OSError | KafkaError):  # TimeoutError is an OSError
+            raise
+        # Such as a SCRAM server that can't prove that it knows the password.
+        raise KafkaConnectionError(f"can't log in: {type(error).__name__}: {error}") from error
+    complaints.note_connection(None)
 
-    @functools.wraps(close)
-    def close_explained(connection: AIOKafkaConnection, reason: CloseReason | None = None, exc: Any = None) -> Any:
-        first = connection._requests and connection._requests[0][0] == _FIRST_REQUEST  # noqa: SLF001
-        if first and isinstance(exc, asyncio.IncompleteReadError) and not exc.partial:
-            current_complaints().note_connection(first_request_cut(_attempt(connection)))
-        return close(connection, reason=reason, exc=exc)
 
-    AIOKafkaConnection.connect = explained
-    AIOKafkaConnection.close = close_explained
+def note_end(connection: AIOKafkaConnection, error: BaseException | None) -> None:
+    """It ends with this error: that the server answered nothing at all has a reason, too."""
+    first = connection._requests and connection._requests[0][0] == _FIRST_REQUEST  # noqa: SLF001
+    if first and isinstance(error, asyncio.IncompleteReadError) and not error.partial:
+        current_complaints().note_connection(first_request_cut(_attempt(connection)))
 
 
 def notice_refused_tokens() -> None:

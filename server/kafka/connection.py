@@ -1,4 +1,4 @@
-"""aiokafka's connection to a broker, but for how produce requests are written and their answers read."""
+"""aiokafka's connection to a broker, but for how produce requests are written, and what is said of its failures."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import aiokafka.conn
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import CorrelationIdError, KafkaConnectionError, KafkaError, RequestTimedOutError
 
+from server.kafka.connecting import explained, note_end
 from server.kafka.produce_request import Answer, Request, RequestBody, correlation_id
 
 if TYPE_CHECKING:
@@ -28,25 +29,39 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc] # aiokafka has no ty
 
     _deadline: asyncio.TimerHandle | None = None
 
+    async def connect(self) -> Any:
+        """Connect and log in.
+
+        Raises:
+            OSError, KafkaError: it failed.
+        """
+        with explained(self):
+            return await super().connect()
+
     def send(self, request: Any, expect_response: bool = True) -> Any:
-        """Write a request; returns what to await for its answer. Produce requests always have one: acks is never 0.
+        """Write a request; returns what to await for its answer, of a produce request a future.
+
+        Produce requests always have an answer: acks is never 0.
 
         Raises:
             KafkaConnectionError: the connection is gone.
             IncompatibleBrokerVersion, NotImplementedError: the broker speaks no version of it that aiokafka does.
         """
         try:
-            body = request.prepare(self._versions) if isinstance(request, Request) and self._writer else None
-            if not isinstance(body, RequestBody):
+            if not isinstance(request, Request):
                 return super().send(request, expect_response)
-            number = self._next_correlation_id()
-            self._writer.writelines(body.pieces(number, self._client_id))
+            body = request.prepare(self._versions) if self._writer else None
+            if isinstance(body, RequestBody):
+                number = self._next_correlation_id()
+                self._writer.writelines(body.pieces(number, self._client_id))
+                self._requests.append((number, body, self._loop.create_future()))
+            else:  # the broker is older than Kafka 2.1
+                super().send(request).close()  # a coroutine that would wait with a timer of its own
         except (RuntimeError, OSError) as error:
             if isinstance(error, KafkaError | NotImplementedError):  # RuntimeErrors too, but about the request
                 raise
             raise self._gone(error) from error
-        answer = self._loop.create_future()
-        self._requests.append((number, body, answer))
+        _, body, answer = self._requests[-1]
         body.deadline = self._loop.time() + self._request_timeout
         if self._deadline is None:
             self._deadline = self._loop.call_at(body.deadline, self._look_for_late_answers)
@@ -56,10 +71,11 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc] # aiokafka has no ty
         self._deadline = None
         now = self._loop.time()
         for _, body, answer in self._requests:
-            if not isinstance(body, RequestBody) or answer.done():
+            deadline = getattr(body, "deadline", None)
+            if deadline is None or answer.done():
                 continue
-            if body.deadline > now:
-                self._deadline = self._loop.call_at(body.deadline, self._look_for_late_answers)
+            if deadline > now:
+                self._deadline = self._loop.call_at(deadline, self._look_for_late_answers)
                 break
             late = RequestTimedOutError()
             answer.set_exception(late)
@@ -86,6 +102,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc] # aiokafka has no ty
         aiokafka would write what waits for room in the socket, whenever the broker reads again: behind what was sent
         anew, perhaps by another producer.
         """
+        note_end(self, exc)
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None

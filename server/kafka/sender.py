@@ -17,13 +17,11 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.client import ConnectionGroup
-from aiokafka.conn import CloseReason
 from aiokafka.errors import (
     KafkaError,
     LeaderNotAvailableError,
     NodeNotReadyError,
     NotLeaderForPartitionError,
-    RequestTimedOutError,
 )
 from aiokafka.producer.sender import Sender, SendProduceReqHandler, log
 from aiokafka.structs import TopicPartition
@@ -162,8 +160,6 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
         except Exception as error:  # noqa: BLE001 - whatever it is, nobody else would send what waits
             self._crashed(error)
             return
-        if not isinstance(answer, asyncio.Future):  # of a broker so old that it gets aiokafka's own request
-            answer = self._loop.create_task(_in_time(connection, answer))
         self._requests.add(answer)
         answer.add_done_callback(functools.partial(self._answered, exchange))
 
@@ -175,7 +171,7 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
             error = answer.exception()
             if error is None:
                 exchange.handle_response(answer.result())
-                self._settle(exchange)
+                self._settle(exchange, answered=True)
             elif isinstance(error, KafkaError):
                 self._without_answer(exchange, error)
             else:
@@ -185,23 +181,31 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
 
     def _without_answer(self, exchange: _Exchange, error: KafkaError) -> None:
         exchange.handle_error(error)
-        self._settle(exchange)
+        self._settle(exchange, answered=False)
 
-    def _settle(self, exchange: _Exchange) -> None:
-        """Forget what was answered; what is to be sent again is, after a while."""
+    def _settle(self, exchange: _Exchange, *, answered: bool) -> None:
+        """Forget what was answered; what is to be sent again is, after a while.
+
+        A node that answers works: what it refused holds up nothing else. One that does not is tried by one request.
+        """
         for batch in exchange.batches:
             if batch.answer.done():
                 self._unanswered.pop(batch.at, None)
-        if exchange.again and not self._ended:
-            self._start(self._begin_again(exchange))
-        else:
+        again = bool(exchange.again) and not self._ended
+        if again:
+            self._start(self._begin_again(exchange, free=not answered))
+        if answered or not again:
             self._free_node(exchange)
 
-    async def _begin_again(self, exchange: _Exchange) -> None:
+    async def _begin_again(self, exchange: _Exchange, *, free: bool) -> None:
+        """Send after a while what is to be sent again."""
         await asyncio.sleep(self._retry_backoff)
         await self.client._maybe_wait_metadata()  # noqa: SLF001 - what was refused has perhaps moved
         self._waiting = {batch.at: batch for batch in exchange.again if not batch.answer.done()} | self._waiting
-        self._free_node(exchange)
+        if free:
+            self._free_node(exchange)
+        else:
+            self.send_ready()
 
     def _free_node(self, exchange: _Exchange) -> None:
         self._owed[exchange.node] -= exchange.weight
@@ -258,7 +262,7 @@ class _Exchange(SendProduceReqHandler):  # type: ignore[misc]
     def __init__(self, sender: LeanSender, node: int, batches: Sequence[RecordBatch], *, weight: int) -> None:
         super().__init__(sender, {batch.at: batch for batch in batches})
         self.node = node
-        self.batches = batches
+        self.batches = self._batches.values()
         self.weight = weight
         self.again: list[RecordBatch] = self._to_reenqueue  # aiokafka's name for it
 
@@ -294,14 +298,6 @@ class _Exchange(SendProduceReqHandler):  # type: ignore[misc]
         """As long as it takes if Kafka knows the batch again by its number, else for a while."""
         numbered = self._sender._txn_manager is not None  # noqa: SLF001 - of its sender
         return bool(error.retriable) and (numbered or time.monotonic() <= batch.give_up_at)
-
-
-async def _in_time(connection: Connection, answer: Coroutine[Any, Any, Any]) -> Any:
-    try:
-        return await answer
-    except TimeoutError:
-        connection.close(reason=CloseReason.CONNECTION_TIMEOUT)
-        raise RequestTimedOutError from None
 
 
 class LeanProducer(AIOKafkaProducer):  # type: ignore[misc]

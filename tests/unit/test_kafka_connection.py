@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import IncompatibleBrokerVersion, KafkaConnectionError, KafkaError, RequestTimedOutError
-from aiokafka.protocol.produce import ProduceResponse_v7
+from aiokafka.protocol.produce import ProduceResponse_v5, ProduceResponse_v7
 
 from server.kafka.connection import Connection, use
 from server.kafka.produce_request import Request
@@ -106,6 +106,21 @@ async def test_an_answer_that_nobody_waits_for_any_more_is_passed_over() -> None
         given_up.cancel()
         kafka.answering[1].set()
         await wanted
+
+
+async def test_of_a_broker_older_than_kafka_2_1_an_answer_is_taken_and_a_late_one_costs_the_connection_too() -> None:
+    async with connected() as (kafka, connection):
+        connection._versions = {**connection._versions, 0: (0, 5)}
+        kafka.answering[1].clear()
+        taken, late = connection.send(REQUEST), connection.send(REQUEST)
+        number, _, _ = connection._requests[0]
+        answer = ProduceResponse_v5([("t", [(0, 0, 7, -1, 0)])], 0)
+        connection._handle_frame(struct.pack(">i", number) + answer.encode())
+        assert (await taken).topics == answer.topics
+        with pytest.raises(RequestTimedOutError):
+            await late
+        assert not connection.connected()
+        kafka.answering[1].set()
 
 
 @in_virtual_time

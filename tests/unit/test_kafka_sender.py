@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiokafka.client import ConnectionGroup
-from aiokafka.conn import CloseReason
 from aiokafka.errors import (
     IncompatibleBrokerVersion,
     KafkaConnectionError,
@@ -25,7 +24,7 @@ from server.kafka.sender import LARGE_REQUEST_BYTES, LeanProducer
 from tests.virtualtime import in_virtual_time, now, settled, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator
 
     from server.kafka.produce_request import Request
 
@@ -44,8 +43,6 @@ class Nodes:
         self.reachable = set(self.connected)
         self.attempts = 0
         self.broken: dict[int, Exception] = {}  # what becomes of writing to a node
-        self.old = False  # they get aiokafka's own requests
-        self.closed: list[CloseReason] = []
         self.asked = 0
         self.metadata: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.owed: list[tuple[int, dict[int, bytes], asyncio.Future[Any]]] = []
@@ -112,21 +109,14 @@ class Link:
     def connected(self) -> bool:
         return self._node in self._nodes.connected
 
-    def close(self, reason: CloseReason) -> None:
-        self._nodes.closed.append(reason)
-
-    def send(self, request: Request) -> Awaitable[Any]:
+    def send(self, request: Request) -> asyncio.Future[Any]:
         if self._node in self._nodes.broken:
             raise self._nodes.broken[self._node]
         assert (request._required_acks, request._timeout) == (-1, REQUEST_TIMEOUT_MS)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         ((_, batches),) = request._topics
         self._nodes.owed.append((self._node, dict(batches), answer))
-        return _awaiting(answer) if self._nodes.old else answer
-
-
-async def _awaiting(answer: asyncio.Future[Any]) -> Any:
-    return await answer
+        return answer
 
 
 class Desk:
@@ -334,19 +324,6 @@ async def test_after_a_crash_while_writing_nothing_more_is_written() -> None:
 
 
 @in_virtual_time
-async def test_the_answer_of_an_old_broker_is_taken_too_and_if_it_is_late_asked_for_anew() -> None:
-    async with sending({0: 1}) as desk:
-        desk.nodes.old = True
-        sent = desk.send(0)
-        await until(lambda: desk.nodes.requests)
-        first = desk.nodes.answer(TimeoutError())
-        await until(lambda: desk.nodes.requests)
-        assert desk.nodes.closed == [CloseReason.CONNECTION_TIMEOUT]
-        assert desk.nodes.answer() == first
-        await sent
-
-
-@in_virtual_time
 async def test_a_partition_has_one_unanswered_batch() -> None:
     async with sending({0: 1}) as desk:
         sent = desk.send(0)
@@ -520,6 +497,37 @@ async def test_of_a_request_only_what_failed_is_sent_again() -> None:
         assert desk.nodes.requests == [(1, [0])]
         desk.nodes.answer()
         await again
+
+
+@in_virtual_time
+async def test_what_a_node_refuses_for_now_holds_up_no_other_partition_of_it() -> None:
+    async with sending({0: 1, 1: 1}) as desk:
+        again = await desk.queued_again(0)
+        other = desk.send(1)
+        assert desk.nodes.requests == [(1, [1])]
+        desk.nodes.answer()
+        await other
+        desk.nodes.learnt.set()
+        await until(lambda: desk.nodes.requests)
+        assert desk.nodes.requests == [(1, [0])]
+        desk.nodes.answer()
+        await again
+
+
+@in_virtual_time
+async def test_a_node_that_does_not_answer_is_tried_by_one_request() -> None:
+    async with sending({0: 1, 1: 1}) as desk:
+        first = desk.send(0)
+        desk.nodes.learnt.clear()
+        desk.nodes.answer(KafkaConnectionError("closed"))
+        second = desk.send(1)
+        await asyncio.sleep(2 * RETRY_SECONDS)
+        assert not desk.nodes.requests
+        desk.nodes.learnt.set()
+        await until(lambda: desk.nodes.requests)
+        assert desk.nodes.requests == [(1, [0, 1])]
+        desk.nodes.answer()
+        await asyncio.gather(first, second)
 
 
 @in_virtual_time
