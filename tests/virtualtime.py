@@ -89,7 +89,7 @@ def in_virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P,
             loop = runner.get_loop()
             assert isinstance(loop, VirtualLoop)
             with ExitStack() as stack:
-                clock = SimpleNamespace(monotonic=loop.time, time=loop.time, process_time=time.process_time)
+                clock = SimpleNamespace(monotonic=loop.time, time=loop.time)
                 assert time.monotonic is not clock.monotonic
                 for name, module in list(sys.modules.items()):
                     if name.startswith(_CLOCKS) and getattr(module, "time", None) is time:

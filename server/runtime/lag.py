@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from server.runtime.histogram import Histogram
 from server.ticks import tick_within
 
 SAMPLE_SECONDS = 0.25
-_IDLE_SAMPLE_SECONDS = 1.0
-_IDLE_CORES = 0.1
 BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -21,13 +18,10 @@ class LoopLag(Histogram):
         super().__init__(BOUNDS)
 
     async def watch(self) -> None:
-        """Measure until cancelled; an idle process only once a second: it is not late, and to wake it has a price."""
+        """Measure until cancelled."""
         loop = asyncio.get_running_loop()
-        every = SAMPLE_SECONDS
         while True:
-            began, used = loop.time(), time.process_time()
-            due = tick_within(began, every)
-            await asyncio.sleep(due - began)
+            now = loop.time()
+            due = tick_within(now, SAMPLE_SECONDS)
+            await asyncio.sleep(due - now)
             self.note(max(0.0, loop.time() - due))
-            busy = time.process_time() - used > _IDLE_CORES * (due - began)
-            every = SAMPLE_SECONDS if busy else _IDLE_SAMPLE_SECONDS
