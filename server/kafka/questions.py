@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 QUESTION_SECONDS = 5.0
 QUESTIONS_PER_SECOND = 8.0
 IN_DOUBT_PER_SECOND = 100.0
+# One broker of several that is away makes some questions go unanswered, again and again.
+DOUBT_SECONDS = 30.0
 
 
 class Questions:
@@ -26,23 +28,21 @@ class Questions:
         self._doubted_until = 0.0
 
     def next_turn(self, sooner: Callable[[float], None], now: float) -> float:
-        """When who has asked `now` is to ask again: at a whole second, for what is done together costs less."""
+        """When who got an answer `now` is to ask again: at a whole second, for what is done together costs less."""
         self._asking.pop(sooner, None)
         self._asking[sooner] = None
-        soonest = now + QUESTION_SECONDS
-        latest = soonest + len(self._asking) / QUESTIONS_PER_SECOND  # in an outage all ask out of turn
-        self._last_turn = max(soonest, min(self._last_turn + 1 / QUESTIONS_PER_SECOND, latest))
-        return float(math.ceil(self._last_turn))
+        self._last_turn = max(now + QUESTION_SECONDS, self._last_turn + 1 / QUESTIONS_PER_SECOND)
+        return float(math.floor(self._last_turn))
 
     def leave(self, sooner: Callable[[float], None]) -> None:
         """Who does not ask any more."""
         self._asking.pop(sooner, None)
 
     def doubt(self, now: float) -> None:
-        """Somebody got no answer: let all ask, quickly one after the other, unless they do so already."""
+        """Somebody got no answer: let all ask, quickly one after the other, unless they have just done so."""
         if now < self._doubted_until:
             return
         for place, sooner in enumerate(self._asking):
             sooner(now + place / IN_DOUBT_PER_SECOND)
         self._last_turn = now + len(self._asking) / IN_DOUBT_PER_SECOND
-        self._doubted_until = self._last_turn + QUESTION_SECONDS
+        self._doubted_until = self._last_turn + DOUBT_SECONDS

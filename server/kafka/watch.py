@@ -150,6 +150,8 @@ class Watch:
             self._metadata = None
             silent = asked.cancelled() or not asked.result()
             self._condition.note(Cause.REACH, None)
+            if not silent and not soon:
+                self._ask_at = self._questions.next_turn(self._sooner, now)
         if silent:
             unreachable = Reason("kafka_unreachable", f"no metadata from {self._servers}")
             self._condition.note(Cause.REACH, self._explained(unreachable))
@@ -160,7 +162,6 @@ class Watch:
             due = self._ask_at - now < CLOCK_SECONDS
         if self._metadata is None and idle and due:
             self._metadata, self._metadata_asked = producer.ask_for_metadata(), now
-            self._ask_at = self._questions.next_turn(self._sooner, now)
             self._metadata.add_done_callback(lambda _: self.looks.now())
 
     def _missing_reason(self, producer: Producer, topic: str) -> Reason:

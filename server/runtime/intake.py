@@ -174,6 +174,7 @@ class Intake:
         lost = sum(1 for message in messages if message.qos == 0) if durable else len(messages)
         if lost:
             self._tally.received += lost
+            self._tally.received_rate.note(time.monotonic(), lost)
             self._tally.dropped["shutdown"] += lost
 
     def receiving(self, size: int) -> None:

@@ -12,8 +12,6 @@ from server.store.errors import StoreUnavailableError
 from server.store.stored import SessionChange
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from server.core.subscription import Session
     from server.store.store import Store
 
@@ -27,12 +25,10 @@ class Ledger:
     """Sessions by client id. What the store did not take is kept and written by `flush`.
 
     Many mappings that start at once share a few transactions: each takes what has gathered since the last.
-    `forgotten` hears when a session does not exist any more: another mapping may wait for its client id.
     """
 
-    def __init__(self, store: Store, forgotten: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._forgotten = forgotten
         self._rows: dict[str, Session] = {}
         self._unsaved: dict[str, SessionChange] = {}
         self._changes = 0
@@ -98,7 +94,6 @@ class Ledger:
     async def forget(self, client_id: str) -> None:
         """The session does not exist any more."""
         await self._change(client_id, None)
-        self._forgotten()
 
     async def _change(
         self, client_id: str, row: Session | None, *, claims: bool = False, began_afresh: bool = False

@@ -55,7 +55,7 @@ STUCK_SECONDS = 25.0
 MAPPING_BYTES = 300_000
 SHUTDOWN_SECONDS = 18.0
 _PING_SECONDS = 5.0
-_RECONCILE_SECONDS = 30.0  # whatever changes wakes it; with 1,000 mappings a look takes 10 ms
+_RECONCILE_SECONDS = 30.0  # what changes wakes it; with 1,000 mappings a look takes 10 ms
 _STORE_RETRY_SECONDS = 2.0
 
 
@@ -82,8 +82,7 @@ class Supervisor:
         self._broker = broker
         self._cluster = cluster
         self._memory_budget = memory_budget
-        self._wake = asyncio.Event()
-        self._ledger = Ledger(store, self._wake.set)
+        self._ledger = Ledger(store)
         self.lag = LoopLag()
         self._lives: dict[str, _Life] = {}
         self._wanted: dict[str, StoredMapping] = {}
@@ -91,6 +90,7 @@ class Supervisor:
         self._endings: dict[str, asyncio.Task[None]] = {}
         self._notices: dict[str, list[tuple[datetime, str]]] = {}
         self._revision: int | None = None  # of the store, when it was read
+        self._wake = asyncio.Event()
         self._started = False
         self._running = False
         self._waiting_for: str | None = "the start of the process"
@@ -223,7 +223,7 @@ class Supervisor:
         self._lives, self._wanted, self._wanted_since = {}, {}, {}
         self._revision = self._store_error = None
         # What the other process has observed since is newer than what the store did not take from us.
-        self._ledger = Ledger(self._store, self._wake.set)
+        self._ledger = Ledger(self._store)
 
     async def _load(self) -> None:
         while True:
@@ -250,6 +250,9 @@ class Supervisor:
                 await self._store.ping()
                 await self._ledger.flush()
                 self._note_store(None)
+                if self._store.revision != self._revision:
+                    # Sessions were written, or mappings by a call that gave up on the answer: nobody else says so.
+                    self._wake.set()
             except StoreUnavailableError as error:
                 self._note_store(str(error))
             await sleep_to_tick(_PING_SECONDS)

@@ -66,17 +66,6 @@ def _ledger(store: FakeStore) -> Ledger:
     return Ledger(cast("Store", store))
 
 
-async def test_who_waits_for_a_client_id_hears_when_its_session_is_no_more() -> None:
-    heard: list[str] = []
-    ledger = Ledger(cast("Store", FakeStore(_A, _B)), lambda: heard.append("forgotten"))
-    await ledger.load()
-    await ledger.save(replace(_A, clean_start=True))
-    assert heard == []
-    await ledger.forget("a")
-    assert heard == ["forgotten"]
-    assert ledger.owner("a") is None
-
-
 async def test_it_knows_what_the_store_knows_once_loaded() -> None:
     gone = replace(_B, removal_pending=True)
     ledger = _ledger(FakeStore(_A, gone))

@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaConnectionError
 from server.core.kafka_options import translate
 from server.core.lifecycle import State
 from server.core.mapping import Mapping
+from server.core.subscription import Session
 from server.kafka.producer import Cluster
 from server.runtime import supervisor as supervisor_module
 from server.runtime.forwarder import Forwarder
@@ -641,6 +642,27 @@ async def test_a_drain_that_hangs_is_cut_off(
         assert now() - at < 5
         assert "drain_too_slow" in [entry["event"] for entry in logs]
         mqtt.hang_in = ""
+
+
+@in_virtual_time
+async def test_what_is_written_to_the_store_takes_effect_soon_though_nobody_speaks_of_it(
+    tmp_path: Path, mqtt: FakeMqtt, kafka: FakeKafka
+) -> None:
+    async with supervising(tmp_path, mqtt, kafka) as plant:
+        await plant.create("a")
+        await plant.reach("a", State.RUNNING)
+        await plant.store.write_sessions([SessionChange("base-b", Session("base-b", "a"))])
+        await asyncio.sleep(60)
+        at = now()
+        await plant.store.create(spec_of("b"))  # as by a call that was given up before the store answered
+        await plant.store.create(spec_of("c"))
+        await plant.reach("c", State.RUNNING)
+        assert now() - at < 6
+        assert plant.supervisor.state("b") is not State.RUNNING  # its client id is still a's
+        at = now()
+        await plant.supervisor._ledger.forget("base-b")
+        await plant.reach("b", State.RUNNING)
+        assert now() - at < 6
 
 
 @in_virtual_time
