@@ -58,10 +58,13 @@ class Complaints:
         """Kafka's error code behind the latest complaint, if there is one."""
         return self._latest[2] if self._latest and _fresh(self._latest[0]) else None
 
-    def refusal(self, topic: str) -> type[BrokerResponseError] | None:
-        """The error by which Kafka refused a batch for this topic within the last seconds; aiokafka tries it again."""
+    def refusal(self, topic: str, since: float) -> type[BrokerResponseError] | None:
+        """The error by which Kafka refused a batch for this topic within the last seconds; it is tried again.
+
+        Not before `since` (monotonic seconds), when the batch was sent that this is to explain.
+        """
         at, error = self._refusals.get(topic, (0.0, None))
-        return error if _fresh(at) else None
+        return error if at >= since and _fresh(at) else None
 
 
 def _fresh(at: float) -> bool:

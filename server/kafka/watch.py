@@ -115,14 +115,12 @@ class Watch:
         self._ask(producer, soon=bool(missing), idle=not self._flights)
         now = time.monotonic()
         leaderless = {topic: producer.leaderless(topic) for topic in {flight.lane.topic for flight in self._flights}}
-        stalled = sorted(
-            {
-                flight.lane.topic
-                for flight in self._flights
-                # Without a leader there is no hope to wait for: aiokafka gives up after 40 s, and all begins again.
-                if now - flight.sent_at > STALL_SECONDS or flight.lane.partition in leaderless[flight.lane.topic]
-            }
-        )
+        stalled: dict[str, float] = {}  # topics, and since when
+        for flight in self._flights:
+            lane = flight.lane
+            # Without a leader there is no hope to wait for: aiokafka gives up after 40 s, and all begins again.
+            if now - flight.sent_at > STALL_SECONDS or lane.partition in leaderless[lane.topic]:
+                stalled[lane.topic] = min(flight.sent_at, stalled.get(lane.topic, now))
         self._condition.note(Cause.STALL, self._stall_reason(producer, stalled) if stalled else None)
         self._condition.tell()
         if self._flights or missing or self._condition.has(Cause.REACH):
@@ -167,12 +165,12 @@ class Watch:
     def _missing_reason(self, producer: Producer, topic: str) -> Reason:
         return _named(_TOPIC_NOT_AUTHORIZED if producer.may_not_see(topic) else _TOPIC_MISSING, topic)
 
-    def _stall_reason(self, producer: Producer, topics: list[str]) -> Reason:
-        for topic in topics:
+    def _stall_reason(self, producer: Producer, stalled: dict[str, float]) -> Reason:
+        for topic, since in sorted(stalled.items()):
             if leaderless := producer.leaderless(topic):
                 reason = _named(_NO_LEADER, topic)
                 return Reason(reason.code, f"{reason.detail}; partitions {leaderless}")
-            if refusal := self._complaints.refusal(topic):
+            if refusal := self._complaints.refusal(topic, since):
                 return _named(refusal.errno, topic)
         silence = f"no answer from {self._servers} for more than {STALL_SECONDS:g} s"
         return self._explained(Reason("kafka_stalled", silence))

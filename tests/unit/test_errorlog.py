@@ -131,13 +131,15 @@ def _retried(topic: str, error: object) -> logging.LogRecord:
 
 def test_the_error_behind_a_batch_that_is_tried_again_is_known_for_its_topic_and_for_some_seconds(clock: Clock) -> None:
     log, complaints = ErrorLog(), listen()
-    assert complaints.refusal("k") is None
+    assert complaints.refusal("k", 0.0) is None
     log.filter(_retried("k", NotEnoughReplicasError))
     log.filter(_retried("other", "Kafka's own words"))
-    assert complaints.refusal("k") is NotEnoughReplicasError
-    assert complaints.refusal("other") is None
+    assert complaints.refusal("k", 0.0) is NotEnoughReplicasError
+    assert complaints.refusal("other", 0.0) is None
+    assert complaints.refusal("k", clock.now) is NotEnoughReplicasError
+    assert complaints.refusal("k", clock.now + 0.1) is None, "it explains a batch that was sent later"
     clock.now += 10.1
-    assert complaints.refusal("k") is None
+    assert complaints.refusal("k", 0.0) is None
 
 
 async def test_each_producer_is_blamed_for_its_own_complaints_only() -> None:

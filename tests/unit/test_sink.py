@@ -760,6 +760,22 @@ async def test_why_no_connection_can_be_made_is_the_reason_for_all_that_comes_of
 
 
 @in_virtual_time
+async def test_a_refusal_explains_the_stall_of_no_batch_that_was_sent_after_it() -> None:
+    kafka = Complaining()
+    async with writing(kafka) as desk:
+        await until(lambda: desk.state is None)
+        desk.add(b"1")
+        kafka.complaints._refusals["k"] = (now(), for_code(6))
+        await desk.sink.drained()
+        await asyncio.sleep(1)
+        kafka.complaints.note_connection(None)
+        kafka.judge = lambda _: STALL
+        desk.add(b"2")
+        await until(lambda: desk.state == "kafka_stalled")
+        assert "kafka_no_leader" not in desk.books.told
+
+
+@in_virtual_time
 async def test_what_kafka_itself_answers_counts_more_than_a_connection_to_another_broker() -> None:
     async with writing(Complaining(start_error=for_code(31)())) as desk:
         await until(lambda: desk.state == "kafka_cluster_not_authorized")
