@@ -80,7 +80,7 @@ def explained(connection: AIOKafkaConnection) -> Iterator[None]:
         yield
     except Exception as error:
         complaints.note_connection(connection_reason(error, _attempt(connection)))
-        provider = connection._sasl_oauth_token_provider  # noqa: SLF001
+        provider = connection._sasl_oauth_token_provider  # noqa: SLF001 - as in `_attempt`
         if isinstance(error, SaslAuthenticationFailed) and isinstance(provider, Tokens):
             provider.refused()
         if isinstance(error, OSError | KafkaError):  # TimeoutError is an OSError
@@ -92,7 +92,8 @@ def explained(connection: AIOKafkaConnection) -> Iterator[None]:
 
 def note_end(connection: AIOKafkaConnection, error: BaseException | None) -> None:
     """It ends with this error: that the server answered nothing at all has a reason, too."""
-    first = connection._requests and connection._requests[0][0] == _FIRST_REQUEST  # noqa: SLF001
+    owed = connection._requests  # noqa: SLF001 - as in `_attempt`
+    first = bool(owed) and owed[0][0] == _FIRST_REQUEST
     if first and isinstance(error, asyncio.IncompleteReadError) and not error.partial:
         current_complaints().note_connection(first_request_cut(_attempt(connection)))
 

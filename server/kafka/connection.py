@@ -71,7 +71,7 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc] # aiokafka has no ty
         self._deadline = None
         now = self._loop.time()
         for _, body, answer in self._requests:
-            deadline = getattr(body, "deadline", None)
+            deadline = getattr(body, "deadline", None)  # other requests than these wait with timers of their own
             if deadline is None or answer.done():
                 continue
             if deadline > now:

@@ -193,22 +193,21 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
                 self._unanswered.pop(batch.at, None)
         again = bool(exchange.again) and not self._ended
         if again:
-            self._start(self._begin_again(exchange, free=not answered))
+            self._start(self._begin_again(exchange))
         if answered or not again:
             self._free_node(exchange)
 
-    async def _begin_again(self, exchange: _Exchange, *, free: bool) -> None:
+    async def _begin_again(self, exchange: _Exchange) -> None:
         """Send after a while what is to be sent again."""
         await asyncio.sleep(self._retry_backoff)
         await self.client._maybe_wait_metadata()  # noqa: SLF001 - what was refused has perhaps moved
         self._waiting = {batch.at: batch for batch in exchange.again if not batch.answer.done()} | self._waiting
-        if free:
-            self._free_node(exchange)
-        else:
-            self.send_ready()
+        self._free_node(exchange)
 
     def _free_node(self, exchange: _Exchange) -> None:
+        """Let the node have what waits; the exchange counts no more, however often this is called."""
         self._owed[exchange.node] -= exchange.weight
+        exchange.weight = 0
         if self._waiting:
             self.send_ready()
 

@@ -47,7 +47,6 @@ class Watch:
     ) -> None:
         self.looks = Looks(flights, due)
         self._questions = cluster.questions
-        self._sooner = self._ask_sooner  # one object: a method is a new one each time
         self._flights = flights
         self._servers = cluster.bootstrap_servers
         self._complaints = Complaints()
@@ -93,7 +92,7 @@ class Watch:
     def started(self) -> None:
         """A producer was started, and has its metadata."""
         now = time.monotonic()
-        self._metadata, self._metadata_asked, self._ask_at = None, now, self._questions.next_turn(self._sooner, now)
+        self._metadata, self._metadata_asked, self._ask_at = None, now, self._questions.next_turn(self._ask_sooner, now)
         self._condition.note(Cause.START, None)
         self.looks.due = True
 
@@ -133,7 +132,7 @@ class Watch:
     def end(self) -> None:
         """The sink ends: no look and no question any more."""
         self.looks.end()
-        self._questions.leave(self._sooner)
+        self._questions.leave(self._ask_sooner)
 
     def _ask_sooner(self, at: float) -> None:
         """Another sink got no answer."""
@@ -149,7 +148,7 @@ class Watch:
             silent = asked.cancelled() or not asked.result()
             self._condition.note(Cause.REACH, None)
             if not silent and not soon:
-                self._ask_at = self._questions.next_turn(self._sooner, now)
+                self._ask_at = self._questions.next_turn(self._ask_sooner, now)
         if silent:
             unreachable = Reason("kafka_unreachable", f"no metadata from {self._servers}")
             self._condition.note(Cause.REACH, self._explained(unreachable))
