@@ -116,6 +116,16 @@ class KafkaCluster:
             while name in await admin.list_topics():
                 await asyncio.sleep(0.05)
 
+    async def until_led_as_assigned(self, topics: Sequence[str]) -> None:
+        """Wait until the preferred replica leads every partition, so that Kafka has no reason to move one."""
+        async with asyncio.timeout(TOPIC_TIMEOUT), self._admin() as admin:
+            while not all(
+                partition["leader"] == partition["replicas"][0]
+                for topic in await admin.describe_topics(list(topics))
+                for partition in topic["partitions"]
+            ):
+                await asyncio.sleep(0.05)
+
     async def set_topic_config(self, name: str, config: Mapping[str, str]) -> None:
         """Change settings of a topic, such as max.message.bytes."""
         from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType  # noqa: PLC0415

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TOPICS = 50
 PER_SECOND = 200
+# In this time every topic gets a message, and so every partition.
+ROUND_SECONDS = TOPICS / PER_SECOND
 _TICK = 0.02
 # More than a broker that is frozen for 30 s leaves unanswered; then no new messages are made.
 _MOST_UNCONFIRMED = 20_000

@@ -20,7 +20,7 @@ from tests.brokers import KafkaNodes, Mosquitto
 from tests.brokers.process import free_port
 from tests.faults.disk import small_disk
 from tests.faults.history import Excuse, Exit, Fault, History, Stored
-from tests.faults.load import Load, identify
+from tests.faults.load import ROUND_SECONDS, Load, identify
 from tests.faults.proxy import Proxy
 from tests.faults.tap import WireTap
 from tests.faults.watch import Watch
@@ -214,10 +214,18 @@ class Run:
             return
         fault.end = time.time()
         await self.until(lambda: self._recovered(fault.end), f"recovered from {name}")
+        if any(each.startswith("kafka_") for each in cost.blames):
+            await self._leaders_back(name)
         for mapping, since in self._forgot_since.items():
             until = self.tap.subscribed_at[mapping] + _NOTED_SECONDS
             self.history.excuses.append(Excuse(name, "accepted", since, until, mapping))
         self._forgot_since = {}
+
+    async def _leaders_back(self, name: str) -> None:
+        """Wait until Kafka has moved the leaders back and every mapping knows, which is this fault's doing still."""
+        await self.kafka.until_led_as_assigned([self.topic(mapping) for mapping in self.mappings])
+        told = time.time() + ROUND_SECONDS
+        await self.until(lambda: self._recovered(told), f"recovered from {name} once its leaders were back")
 
     def broker_forgets(self) -> None:
         """From now on the MQTT broker has lost its sessions; until they are subscribed again it keeps nothing.
