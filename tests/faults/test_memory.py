@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,19 +14,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.mark.timeout(480)  # a minute by design, after four services with up to 200 mappings each have started
-@pytest.mark.parametrize("qos", QOS)
+@pytest.mark.timeout(480)  # a minute by design, after eight services with up to 200 mappings each have started
 @pytest.mark.parametrize("mappings", [pytest.param(n, marks=[pytest.mark.alone] * (n > 1)) for n in MAPPINGS])
-async def test_without_kafka_memory_stays_within_the_budgets_whatever_the_payload(
-    tmp_path: Path, qos: int, mappings: int
+async def test_without_kafka_memory_stays_within_the_budgets_whatever_payload_and_qos(
+    tmp_path: Path, mappings: int
 ) -> None:
-    """A service for each payload, all at once: each has a memory of its own."""
+    """A service for each payload and QoS, all at once: each has a memory of its own."""
+    kinds = list(itertools.product(PAYLOADS, QOS))
     peaks = await asyncio.gather(
         *(
-            memory_run(tmp_path / str(payload), payload=payload, qos=qos, mappings=mappings, seconds=60.0)
-            for payload in PAYLOADS
+            memory_run(tmp_path / f"{payload}-{qos}", payload=payload, qos=qos, mappings=mappings, seconds=60.0)
+            for payload, qos in kinds
         )
     )
-    for payload, peak in zip(PAYLOADS, peaks, strict=True):
+    for (payload, qos), peak in zip(kinds, peaks, strict=True):
         assert peak.received > 0
-        assert peak.private <= peak.allowed, f"{payload} bytes: {peak}"
+        assert peak.private <= peak.allowed, f"{payload} bytes at QoS {qos}: {peak}"

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from tests.forwarding import Traffic
     from tests.service import Service
 
-pytestmark = pytest.mark.alone  # 100,000 messages, as fast as the machine takes them
-
 # What a process holds at most without having acknowledged it: its buffer, what one read from the socket brings, and a
 # read's acknowledgements that are written at the end of the loop's turn.
 # The broker is no bound: Mosquitto 2.0.11 exceeds every limit of its own while acknowledgements come in bulk.
@@ -31,11 +29,14 @@ PADDING = 200
 BUFFER = 1024 * 1024
 WINDOW = BUFFER // (PADDING + 400) + 2 * 256 * 1024 // PADDING
 PUBACK_BYTES = 4
-RATE = {"5": 7_000, "3.1.1": 4_000}
+RATE = 7_000
 TIMES = 10
 MESSAGES = 100_000
 
+alone = pytest.mark.alone  # 100,000 messages, as fast as the machine takes them
 
+
+@alone
 async def test_kill_9_five_times_loses_nothing_and_repeats_only_what_was_in_flight(stage: Stage) -> None:
     topic = await stage.kafka_topic(partitions=4)
     traffic = stage.traffic(topics=100, padding=PADDING)
@@ -101,9 +102,7 @@ async def _delivering(service: Service, messages: int) -> dict[str, Any]:
 @asynccontextmanager
 async def _flowing(stage: Stage, traffic: Traffic, topic: str) -> AsyncIterator[None]:
     """Publish as fast as a quiet machine likes, or as what is tried lets through."""
-    async with traffic.flowing(
-        RATE[stage.protocol], at_least=MESSAGES, arrived=functools.partial(stage.arrived, topic)
-    ):
+    async with traffic.flowing(RATE, at_least=MESSAGES, arrived=functools.partial(stage.arrived, topic)):
         yield
 
 
@@ -120,6 +119,7 @@ async def _verdict(stage: Stage, service: Service, topic: str, published: list[t
     return history
 
 
+@alone
 async def test_pause_and_resume_in_the_middle_of_traffic_repeat_nothing(stage: Stage) -> None:
     topic = await stage.kafka_topic(partitions=4)
     traffic = stage.traffic()
@@ -141,6 +141,7 @@ async def test_pause_and_resume_in_the_middle_of_traffic_repeat_nothing(stage: S
     assert history.problems() == []
 
 
+@alone
 async def test_an_edit_of_the_filters_in_the_middle_of_traffic_repeats_nothing(stage: Stage) -> None:
     topic = await stage.kafka_topic(partitions=4)
     traffic = stage.traffic()
@@ -153,7 +154,7 @@ async def test_an_edit_of_the_filters_in_the_middle_of_traffic_repeats_nothing(s
                 check_books(status)
                 assert set(status["mqtt"]["granted_qos"]) == set(filters)
                 await _delivering(service, status["counters"]["delivered"] + 200)
-                await _behind(stage, traffic, topic, RATE[stage.protocol])
+                await _behind(stage, traffic, topic, RATE)
         history = await _verdict(stage, service, topic, traffic.published)
         # The other filter is gone at the broker too.
         await stage.publish([(f"other-{stage.unique}/a", b"unwanted"), (f"{stage.unique}/last", b"last")])
@@ -162,6 +163,7 @@ async def test_an_edit_of_the_filters_in_the_middle_of_traffic_repeats_nothing(s
     assert history.problems() == []
 
 
+@alone
 async def test_sigterm_and_start_in_the_middle_of_traffic_repeat_nothing(stage: Stage) -> None:
     topic = await stage.kafka_topic(partitions=4)
     traffic = stage.traffic()
