@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from loadtest.contest import Results
     from loadtest.forwarders import Forwarder
+    from loadtest.latency import Latencies
     from loadtest.measurement import Measurement
     from loadtest.site import Site
     from loadtest.trial import Trial
@@ -81,14 +82,14 @@ class ManyMappings:
 
     `waking` is the CPU a thread took meanwhile each time it woke, once a second, for nothing (seconds): on a machine
     where that costs much, so does a service that wakes.
-    `latency` is how long a message took on average, from the socket until Kafka had it (seconds). At a limit of the
-    service it is what grows, while the CPU stays below a core.
+    `latencies` are from the publisher until Kafka had a message. At a limit of the service, or of the machine, it is
+    these that grow, while the CPU stays below a core.
     """
 
     idle_cores: float
     waking: float
     cores: float
-    latency: float
+    latencies: Latencies
     peak: int
     add_seconds: float
 
@@ -208,16 +209,15 @@ class Experiments:
             waking = _cost_of_waking(round(self.scale.mappings_seconds))
             idle.end()
             with publishers(self._site.mqtt, run.task.prefix, workload) as workers:
-                earlier = api.deliveries()
                 busy = Watch(run.pids(), run.child.pid).begin()
-                run_all(workers, PUBLISH_TIMEOUT, lambda: None)
+                sent = [each.messages for each in run_all(workers, PUBLISH_TIMEOUT, lambda: None)]
                 _wait(lambda: run.topic.records() >= workload.messages)
                 busy.end()
-                messages, seconds = (now - then for now, then in zip(api.deliveries(), earlier, strict=True))
+            found = modes.read_afterwards(run, workload, sent)
             topic = {"topic": f"{run.task.prefix}/one/more"}
             added = api.add({"name": "one more", "mqtt": topic, "kafka": {"topic": run.task.topic}})
             idle_cores, cores = (watch.cpu[FORWARDER] / watch.seconds for watch in (idle, busy))
-            return ManyMappings(idle_cores, waking, cores, seconds / messages, busy.peak, added)
+            return ManyMappings(idle_cores, waking, cores, found.latencies, busy.peak, added)
 
     @cached_property
     def start(self) -> Start:

@@ -72,7 +72,7 @@ def drain(
         watch.end()
         run.stop()
         left = run.unacknowledged() if workload.qos else None
-        found = _read_afterwards(run, workload, sent, since_ns=began)
+        found = read_afterwards(run, workload, sent, since_ns=began)
         return _measurement(forwarder, "drain", watch, found, began, unacknowledged=left)
 
 
@@ -137,7 +137,7 @@ def live(
         # Should there be repeats, not all of them need to be there when so many records are.
         run.wait_until_idle(IDLE_TIMEOUT)
         run.stop()
-        found = reader.stop(sent) if reader is not None else _read_afterwards(run, workload, sent)
+        found = reader.stop(sent) if reader is not None else read_afterwards(run, workload, sent)
         return _measurement(forwarder, "paced" if paced else "live", watch, found, began)
 
 
@@ -175,7 +175,8 @@ def _reader_task(run: Trial, workload: Workload, *, live: bool, since_ns: int = 
     return ReaderTask(run.site.kafka, run.topic.name, PARTITIONS, workload.topics, live, since_ns)
 
 
-def _read_afterwards(run: Trial, workload: Workload, sent: list[int], *, since_ns: int = 0) -> Reading:
+def read_afterwards(run: Trial, workload: Workload, sent: list[int], *, since_ns: int = 0) -> Reading:
+    """Read what is in Kafka, when nothing is measured any more; latencies are until Kafka appended each."""
     with reading(_reader_task(run, workload, live=False, since_ns=since_ns)) as reader:
         return reader.stop(sent)
 

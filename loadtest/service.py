@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 START_TIMEOUT = 120.0
 LAG = "mkf_event_loop_lag_seconds"
-LATENCY = "mkf_delivery_latency_seconds"
 _POLL_SECONDS = 0.02
 
 
@@ -58,14 +57,6 @@ class ServiceApi:
     def loop_lag(self) -> dict[float, float]:
         """How many turns of the event loop came at most so many seconds late; empty if it isn't measured."""
         return {float(each.labels["le"]): each.value for each in self._samples() if each.name == f"{LAG}_bucket"}
-
-    def deliveries(self) -> tuple[float, float]:
-        """How many messages of all mappings are in Kafka so far, and how long that took each, together (seconds)."""
-        samples = self._samples()
-        count, seconds = (
-            sum(each.value for each in samples if each.name == f"{LATENCY}_{what}") for what in ("count", "sum")
-        )
-        return count, seconds
 
     def _running(self) -> int:
         try:

@@ -162,7 +162,8 @@ def _many_memory(made: Experiments) -> Finding:
 
 def _many_cpu(made: Experiments) -> Finding:
     found = made.many_mappings
-    return Finding(f"{found.cores:.2f} cores, a message in {found.latency * 1e3:.0f} ms", "", found.cores < 0.8)
+    p50, p99 = (found.latencies.percentile(percent) for percent in (50, 99))
+    return Finding(f"{found.cores:.2f} cores, p50 {p50:.0f}, p99 {p99:.0f} ms", "", found.cores < 0.8)
 
 
 def _many_idle(made: Experiments) -> Finding:

@@ -14,6 +14,11 @@ step look alike.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from server.core.rests import Rests
+
 # Messages that hold so much (bytes, with what keeping them costs) are worth a request of their own: some 32 KiB of 200
 # byte payloads on the wire. Resting after each would limit the rate to a socket's buffer a rest.
 LARGE_READ = 96 * 1024
@@ -29,10 +34,10 @@ GAIN = 1.25
 
 
 class Pace:
-    """The pace of one connection; `rest` is how long the reader rests after a read (seconds), 0 for never."""
+    """The pace of one connection, whose reader takes these rests."""
 
-    def __init__(self, rest: float, receive_maximum: int) -> None:
-        self._rest = rest
+    def __init__(self, rests: Rests, receive_maximum: int) -> None:
+        self._rests = rests
         self._receive_maximum = receive_maximum
         self._most = 0  # in flight after any read
         self._full = 0  # reads that left as many in flight
@@ -46,7 +51,8 @@ class Pace:
 
         `in_flight` messages are not acknowledged, these included.
         """
-        if not self._rest or in_flight >= self._receive_maximum:
+        rest = self._rests.after(messages)
+        if not rest or in_flight >= self._receive_maximum:
             return 0.0
         self._messages += messages
         if in_flight > self._most:
@@ -56,17 +62,17 @@ class Pace:
             self._full += 1
         seconds = now - self._since
         if self._rate is not None:
-            return self._without_rests(self._rate, seconds, now)
+            return self._without_rests(self._rate, seconds, rest, now)
         if size >= LARGE_READ:
             return 0.0
         if self._full < self._full_enough or seconds < TRIAL_SECONDS:
-            return self._rest
+            return rest
         self._rate = self._messages / seconds
         self._measure(now)
         return 0.0
 
-    def _without_rests(self, rate_with_rests: float, seconds: float, now: float) -> float:
-        """Whether it is still worth it."""
+    def _without_rests(self, rate_with_rests: float, seconds: float, rest: float, now: float) -> float:
+        """Whether it is still worth it, or the rest that is due again."""
         if seconds < TRIAL_SECONDS:
             return 0.0
         worth = self._full > 0 and self._messages >= GAIN * rate_with_rests * seconds
@@ -76,7 +82,7 @@ class Pace:
             return 0.0
         self._rate = None
         self._full_enough = min(MOST_FULL_READS, self._full_enough * MORE_FULL_READS)
-        return self._rest
+        return rest
 
     def _measure(self, now: float) -> None:
         """Begin to measure."""

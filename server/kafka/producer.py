@@ -17,6 +17,7 @@ from aiokafka.producer.transaction_manager import TransactionManager
 
 from server.core.failures import Failure, Kind, kafka_failure
 from server.core.lifecycle import Reason
+from server.core.rests import Rests
 from server.kafka.connecting import notice_refused_tokens, retrieve_resets
 from server.kafka.connection import use as use_connection
 from server.kafka.oauth import Tokens
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from server.core.kafka_options import KafkaOptions
 
-DEFAULT_LINGER_SECONDS = 0.006
+DEFAULT_REST_SECONDS = 0.006
 START_TIMEOUT_SECONDS = 10.0
 _ABANDON_TIMEOUT_SECONDS = 2.0
 # A producer without Kafka connects twice in each of these times. What is right for one is too often for hundreds: at
@@ -101,16 +102,19 @@ def classify(error: BaseException, *, topic: str, servers: str = "") -> Failure:
 
 @dataclass(slots=True)
 class Cluster:
-    """A Kafka cluster and how to write to it; `sinks` is how many do."""
+    """A Kafka cluster and how to write to it; `sinks` is how many do, and `rests` are those before their records."""
 
     address: str
     options: KafkaOptions
     sinks: int = 0
     questions: Questions = field(default_factory=Questions, init=False, repr=False)
+    rests: Rests = field(init=False, repr=False)
     _context: ReloadedContext | None = field(init=False, repr=False)
     _tokens: Tokens | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        linger_ms = self.options.linger_ms
+        self.rests = Rests(DEFAULT_REST_SECONDS) if linger_ms is None else Rests(linger_ms / 1000, fixed=True)
         self._context = ReloadedContext(self.options.ssl) if self.options.ssl else None
         self._tokens = Tokens(self.options.oauth) if self.options.oauth else None
 
@@ -118,12 +122,6 @@ class Cluster:
     def bootstrap_servers(self) -> str:
         """`host:port`, comma separated."""
         return self.options.bootstrap_servers or self.address
-
-    @property
-    def linger(self) -> float:
-        """How long records may be gathered before they are sent (seconds)."""
-        linger = self.options.linger_ms
-        return DEFAULT_LINGER_SECONDS if linger is None else linger / 1000
 
     @property
     def retry_backoff_ms(self) -> int:

@@ -64,7 +64,7 @@ class Forwarder:
         self.last_error: Trouble | None = None
         self.generation = 0
         self.spec: Mapping | None = None  # what it runs, or ran last
-        self.intake = Intake(self.tally, rest=cluster.linger)
+        self.intake = Intake(self.tally, rests=cluster.rests)
         self._broker = broker
         self._cluster = cluster
         self._ledger = ledger

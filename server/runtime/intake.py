@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from server.core.acks import CANDIDATE_BYTES, AckWindow
 from server.core.numbering import Numbering
 from server.core.pace import Pace
+from server.core.rests import Rests
 from server.core.subscription import CopyFilter
 from server.mqtt.port import MESSAGE_OVERHEAD_BYTES
 
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
     from server.mqtt.port import Connection, Message, SessionRequest
     from server.runtime.counters import Tally
 
+NO_RESTS = Rests(0.0)
 _RESUME_AT = 0.75  # of the budget, so that reading is not switched on and off with every batch
 
 
 class Intake:
     """The messages of one mapping between socket and Kafka. It outlives connections and sinks."""
 
-    def __init__(self, tally: Tally, *, rest: float = 0.0) -> None:
+    def __init__(self, tally: Tally, *, rests: Rests = NO_RESTS) -> None:
         self.window: AckWindow[Message] = AckWindow()
         self.budget = 0
         self.last_message_at: float | None = None
@@ -35,8 +37,8 @@ class Intake:
         self.owed = 0
         self.reads = 0
         self._tally = tally
-        self._rest = rest
-        self._pace = Pace(rest, 1)
+        self._rests = rests
+        self._pace = Pace(rests, 1)
         self._resting = False
         self._unacknowledged = 0
         self._read_messages = self._read_bytes = 0  # so far, of a read that comes in parts
@@ -66,7 +68,7 @@ class Intake:
             self.window.forget_candidates()
         self._connection = connection
         self._unreleased = request.unreleased
-        self._pace = Pace(self._rest, request.receive_maximum)
+        self._pace = Pace(self._rests, request.receive_maximum)
         self._resting = False
         self._unacknowledged = self._read_messages = self._read_bytes = 0
         self._resumed = connection.granted.session_present

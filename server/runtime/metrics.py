@@ -91,6 +91,11 @@ class SupervisorCollector:
         late = HistogramMetricFamily("mkf_event_loop_lag_seconds", "How late the event loop wakes up")
         late.add_metric([], lag.buckets(), lag.total)
         yield late
+        yield GaugeMetricFamily(
+            "mkf_rest_seconds",
+            "How long readers wait after a message for more; longer while the event loop is late",
+            value=self._supervisor.rest,
+        )
         health = self._supervisor.health()
         yield GaugeMetricFamily("mkf_store_up", "1 while the store answers", value=health.store_error is None)
 

@@ -169,6 +169,11 @@ class Supervisor:
 
     # --- what the metrics ask ---------------------------------------------------------------------------------------
 
+    @property
+    def rest(self) -> float:
+        """How long readers rest after few messages, now (seconds)."""
+        return self._cluster.rests.seconds
+
     def forwarders(self) -> list[Forwarder]:
         """Every mapping there is, by name."""
         return [self._lives[name].forwarder for name in sorted(self._lives)]
@@ -190,7 +195,7 @@ class Supervisor:
             await self._load()
             self._started, self._waiting_for = True, None
             async with asyncio.TaskGroup() as parts:
-                for part in (self._follow, self._watch_store, self.lag.watch):
+                for part in (self._follow, self._watch_store, self._watch_lag):
                     parts.create_task(self._guarded(part.__name__, part), name=f"supervisor {part.__name__}")
         finally:
             self._running = False
@@ -256,6 +261,10 @@ class Supervisor:
             except StoreUnavailableError as error:
                 self._note_store(str(error))
             await sleep_to_tick(_PING_SECONDS)
+
+    async def _watch_lag(self) -> None:
+        cluster = self._cluster
+        await self.lag.watch(lambda late: cluster.rests.sampled(late, cluster.sinks))
 
     def _note_store(self, error: str | None) -> None:
         if error is not None and self._store_error is None:

@@ -18,6 +18,7 @@ from server.core.acks import CANDIDATE_BYTES, Fingerprint
 from server.core.connections import MqttConnection
 from server.core.numbering import ENOUGH
 from server.core.pace import FULL_READS, LARGE_READ, TRIAL_SECONDS, Pace
+from server.core.rests import Rests
 from server.core.subscription import CopyFilter, Subscription
 from server.core.topics import matches
 from server.mqtt.port import Granted, SessionRequest
@@ -126,7 +127,7 @@ class Rig:
 
     def __init__(self, *, budget: int = 1_000_000, rest: float = 0.0) -> None:
         self.tally = Tally()
-        self.intake = Intake(self.tally, rest=rest)
+        self.intake = Intake(self.tally, rests=Rests(rest))
         self.intake.budget = budget
         self.sink = self.new_sink()
         self.connection = self.connect()
@@ -280,7 +281,7 @@ def test_a_new_connection_does_not_wait_for_the_rest_of_the_last() -> None:
     rig.receive(Message(1))
     rig.lose()
     rig.connect()
-    rig.intake._pace = Pace(0.0, 1)
+    rig.intake._pace = Pace(Rests(0.0), 1)
     rig.receive(Message(1))
     rig.sink.confirm(1)
     assert rig.connection.acknowledged == [Message(1)]

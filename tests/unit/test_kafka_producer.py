@@ -238,6 +238,17 @@ def test_the_more_producers_there_are_the_less_often_each_tries_again_unless_the
     assert said.arguments(max_batch_size=1)["retry_backoff_ms"] == 50
 
 
+def test_readers_rest_as_configured_or_else_6_ms_and_longer_while_the_loop_is_late() -> None:
+    cluster, configured = Cluster("kafka:9092", translate({})), Cluster("kafka:9092", translate({"linger.ms": 20}))
+    for _ in range(10):
+        assert (cluster.rests.seconds, configured.rests.seconds) == (0.006, 0.02)
+        cluster.rests.sampled(0.0, 1_000)
+    for _ in range(100):
+        for each in (cluster, configured):
+            each.rests.sampled(1.0, 1_000)
+    assert cluster.rests.seconds > configured.rests.seconds == 0.02
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 

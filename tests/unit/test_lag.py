@@ -25,9 +25,10 @@ def test_a_lag_is_counted_in_its_bucket_and_all_above() -> None:
 
 
 async def test_what_blocks_the_loop_is_seen() -> None:
-    lag = LoopLag()
-    watching = asyncio.create_task(lag.watch())
+    lag, told = LoopLag(), list[float]()
+    watching = asyncio.create_task(lag.watch(told.append))
     await until(lambda: lag.buckets()[-1][1])
     time.sleep(0.8)  # longer than from one sample to the next
     await until(lambda: lag.total > 0.5)
+    assert sum(told) == pytest.approx(lag.total)
     await ended(watching)

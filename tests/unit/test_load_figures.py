@@ -185,7 +185,7 @@ def experiments(**changes: Any) -> Experiments:
         "growth": {10**power: measured(400_000) for power in range(4, 8)},
         "broker_alone": [40_000.0],
         "responsiveness": Responsiveness([0.01] * 100, 0.01),
-        "many_mappings": ManyMappings(0.01, 0.00005, 0.5, 0.004, 250_000_000, 0.5),
+        "many_mappings": ManyMappings(0.01, 0.00005, 0.5, latencies(4), 250_000_000, 0.5),
         "start": Start(1.0, 2.0),
         **changes,
     }
@@ -225,7 +225,7 @@ def test_every_target_is_found_missed_when_it_is(target: Any) -> None:
         **dict.fromkeys(contests, SLOW),
         growth={10**power: measured(10.0 ** (8 - power), peak=10**power * 10) for power in range(4, 8)},
         responsiveness=Responsiveness([0.2] * 100, 0.05),
-        many_mappings=ManyMappings(0.1, 0.001, 1.5, 0.3, 450_000_000, 3),
+        many_mappings=ManyMappings(0.1, 0.001, 1.5, latencies(300), 450_000_000, 3),
         start=Start(9.0, 12.0),
     )
     assert target.find(made).met is (None if target.wanted.startswith("(") else False)

@@ -37,6 +37,7 @@ class FakeSupervisor:
         self.all = [Forwarder(name, FakeMqtt().broker(), cluster, ledger) for name in names]
         self.store_error: str | None = None
         self.lag = LoopLag()
+        self.rest = cluster.rests.seconds
 
     def forwarders(self) -> list[Forwarder]:
         return self.all

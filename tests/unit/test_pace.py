@@ -8,27 +8,28 @@ from dataclasses import dataclass
 import pytest
 
 from server.core.pace import FULL_READS, LARGE_READ, TRIAL_SECONDS, Pace
+from server.core.rests import Rests
 
 REST = 0.004
 
 
 def test_without_a_rest_it_never_rests() -> None:
-    pace = Pace(0.0, 100)
+    pace = Pace(Rests(0.0), 100)
     assert [pace.read(1, 1, 1, n / 1000) for n in range(100)] == [0.0] * 100
 
 
 def test_it_rests_after_a_read() -> None:
-    assert Pace(REST, 100).read(1, 600, 1, 0.0) == REST
+    assert Pace(Rests(REST), 100).read(1, 600, 1, 0.0) == REST
 
 
 def test_it_does_not_rest_after_a_read_that_is_worth_a_request() -> None:
-    pace = Pace(REST, 10_000)
+    pace = Pace(Rests(REST), 10_000)
     assert pace.read(200, LARGE_READ, 200, 0.0) == 0.0
     assert pace.read(1, 600, 201, 0.1) == REST
 
 
 def test_it_does_not_rest_while_all_that_the_broker_may_send_is_in_flight() -> None:
-    pace = Pace(REST, 10)
+    pace = Pace(Rests(REST), 10)
     assert pace.read(9, 900, 9, 0.0) == REST
     assert pace.read(1, 100, 10, 0.1) == 0.0
 
@@ -67,13 +68,13 @@ class Broker:
 
 @pytest.mark.parametrize("window", [1, 2, 20, 50, 100])
 def test_a_broker_with_a_small_window_is_soon_read_without_rests(window: int) -> None:
-    rate, _ = Broker(window, None).run(Pace(REST, 65_534), 10.0)
+    rate, _ = Broker(window, None).run(Pace(Rests(REST), 65_534), 10.0)
     assert rate > 0.95 * window / 0.001
 
 
 @pytest.mark.parametrize("per_second", [1_000, 1_250, 5_000, 20_000])
 def test_devices_that_send_in_step_are_read_with_rests_though_they_look_like_a_window(per_second: int) -> None:
-    pace = Pace(REST, 65_534)
+    pace = Pace(Rests(REST), 65_534)
     Broker(65_534, per_second).run(pace, 30.0)
     rate, reads = Broker(65_534, per_second).run(pace, 30.0)
     assert rate == pytest.approx(per_second, rel=0.02)
@@ -82,13 +83,13 @@ def test_devices_that_send_in_step_are_read_with_rests_though_they_look_like_a_w
 
 def test_a_window_that_is_never_quite_full_is_seen_too() -> None:
     """At QoS 2 some of it is on its way between PUBREC and PUBCOMP, and reads find more or less of that."""
-    pace = Pace(REST, 65_534)
+    pace = Pace(Rests(REST), 65_534)
     rests = [pace.read(1, 600, in_flight, n * REST) for n, in_flight in enumerate([50, *[49, 3, 48, 9] * 10])]
     assert 0.0 in rests
 
 
 def test_when_the_window_is_not_filled_any_more_it_rests_again() -> None:
-    pace = Pace(REST, 65_534)
+    pace = Pace(Rests(REST), 65_534)
     Broker(20, None).run(pace, 1.0)
     assert pace.read(20, 9_000, 20, 1.0) == 0.0
     assert pace.read(1, 600, 1, 1.0 + 2 * TRIAL_SECONDS) == 0.0  # that period had a full read, at its beginning
@@ -96,7 +97,7 @@ def test_when_the_window_is_not_filled_any_more_it_rests_again() -> None:
 
 
 def test_a_trial_in_vain_makes_the_next_one_rarer() -> None:
-    pace, trials, resting = Pace(REST, 65_534), [], True
+    pace, trials, resting = Pace(Rests(REST), 65_534), [], True
     for read in range(4_000):
         rests = pace.read(5, 3_000, 5, read * 0.02) == REST
         if resting and not rests:

@@ -14,10 +14,12 @@ from aiokafka.errors import KafkaConnectionError
 from server.core.kafka_options import translate
 from server.core.lifecycle import State
 from server.core.mapping import Mapping
+from server.core.rests import SECONDS_PER_READER
 from server.core.subscription import Session
-from server.kafka.producer import Cluster
+from server.kafka.producer import DEFAULT_REST_SECONDS, Cluster
 from server.runtime import supervisor as supervisor_module
 from server.runtime.forwarder import Forwarder
+from server.runtime.lag import LoopLag
 from server.runtime.supervisor import MAPPING_BYTES, Supervisor
 from server.store.errors import StoreUnavailableError
 from server.store.store import Store
@@ -27,7 +29,7 @@ from tests.fakemqtt import AWAY, FakeMessage, FakeMqtt
 from tests.virtualtime import in_virtual_time, now, settled, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from server.store.stored import StoredMapping
@@ -691,3 +693,27 @@ async def test_what_stands_down_drains_forgets_and_begins_again_with_what_the_st
         await plant.reach("b", State.RUNNING)
         assert [each.name for each in supervisor.forwarders()] == ["b"]
         assert supervisor.health().waiting_for is None
+
+
+@in_virtual_time
+async def test_while_the_loop_is_late_the_mappings_rest_longer(
+    tmp_path: Path, mqtt: FakeMqtt, kafka: FakeKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_late = asyncio.Event()
+
+    async def watch(lag: LoopLag, tell: Callable[[float], None]) -> None:
+        del lag
+        await is_late.wait()
+        for _ in range(20):
+            tell(1.0)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(LoopLag, "watch", watch)
+    async with supervising(tmp_path, mqtt, kafka) as plant:
+        await plant.create("a")
+        await plant.reach("a", State.RUNNING)
+        plant.supervisor._cluster.sinks += 99  # as if there were so many more
+        assert plant.supervisor.rest == DEFAULT_REST_SECONDS
+        is_late.set()
+        await until(lambda: plant.supervisor.rest > DEFAULT_REST_SECONDS)
+        assert plant.supervisor.rest <= 100 * SECONDS_PER_READER

@@ -1,0 +1,55 @@
+"""How long readers rest after a read, so that messages gather in the socket: longer while the event loop is late.
+
+To read, to send and to acknowledge costs about the same for one message as for ten. With a thousand mappings that get
+a few messages a second each, nothing gathers in 6 ms: each message costs a read and a request of its own. That is
+right as long as there is CPU for it. When there is not, everything waits for its turn anyway, for hundreds of
+milliseconds, and only costs the more for it: then the readers rest longer, until the loop is in time again
+(docs/decisions/0021-a-late-loop-rests-longer.md, with figures).
+"""
+
+from __future__ import annotations
+
+# So late (seconds) that more is due than there is time for, and so little that there is time to spare.
+LATE_SECONDS = 0.02
+IN_TIME_SECONDS = 0.005
+# One late sample is a start, a scrape or a neighbour; a second of them is more work than time.
+LATE_SAMPLES = 4
+# Longer at once, for the backlog grows meanwhile; shorter with care, for that may bring the backlog back.
+LENGTHEN = 1.5
+SHORTEN = 1.02
+# What a read costs with all that follows from it, and as much again: all rests together leave half the time to others.
+SECONDS_PER_READER = 0.0004
+# Messages that share the cost of a read well enough: a reader that gets more of them rests less.
+GATHERED = 4
+
+
+class Rests:
+    """The rests of all readers of a process; `seconds` is how long one is after a read of few messages.
+
+    `shortest` is what it begins with (seconds), 0 for no rests at all. A `fixed` one never changes.
+    """
+
+    def __init__(self, shortest: float, *, fixed: bool = False) -> None:
+        self.seconds = shortest
+        self._shortest = shortest
+        self._fixed = fixed or not shortest
+        self._late = 0  # samples in a row
+
+    def after(self, messages: int) -> float:
+        """How long to rest after a read of so many messages (seconds).
+
+        Where many come there is less to gain, more that waits, and perhaps a broker that keeps few in flight.
+        """
+        return max(self._shortest, self.seconds * min(1.0, GATHERED / messages))
+
+    def sampled(self, lag: float, readers: int) -> None:
+        """The loop was so late (seconds) when it was looked at, with so many readers."""
+        if self._fixed:
+            return
+        seconds = self.seconds
+        self._late = self._late + 1 if lag > LATE_SECONDS else 0
+        if self._late >= LATE_SAMPLES:
+            seconds *= LENGTHEN
+        elif lag < IN_TIME_SECONDS:
+            seconds /= SHORTEN
+        self.seconds = max(self._shortest, min(seconds, SECONDS_PER_READER * readers))
