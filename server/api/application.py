@@ -1,6 +1,6 @@
 """The API as one ASGI application."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -35,7 +35,7 @@ def create_api(
     gate: Gate,
     ready_strict: bool,
     loopback_only: bool,
-    metrics: Callable[[], bytes],
+    metrics: Callable[[], Awaitable[bytes]],
     metrics_protected: bool = False,
     version: str = "0",
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,

@@ -1,6 +1,6 @@
 """The Prometheus endpoint."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from server.api.access import NEEDS_TOKEN, READ
 
 
-def exposition(metrics: Callable[[], bytes], *, protected: bool) -> APIRouter:
+def exposition(metrics: Callable[[], Awaitable[bytes]], *, protected: bool) -> APIRouter:
     """The route Prometheus scrapes; `protected` says that this needs a token."""
     router = APIRouter(tags=["health"])
 
@@ -21,6 +21,6 @@ def exposition(metrics: Callable[[], bytes], *, protected: bool) -> APIRouter:
     )
     async def scrape() -> Response:
         """Expose the metrics, per mapping and never per topic."""
-        return Response(metrics(), headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(await metrics(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     return router

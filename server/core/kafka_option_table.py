@@ -66,7 +66,9 @@ _CLIENT_SECRET = Option("oauth:client_secret", text, "text", "its secret; sent t
 _COMPRESSION = Option(
     "compression_type", compression, "none, gzip, snappy, lz4, zstd", "the codec of batches; none by default"
 )
-_LINGER = Option("linger_ms", milliseconds, "0 to 900000", "how long to gather, in ms; by default 6, and more while CPU is short")
+_LINGER = Option(
+    "linger_ms", milliseconds, "0 to 900000", "how long to gather, in ms; by default 6, and more while CPU is short"
+)
 _ACKS = Option("acks", acks, "all, -1, 1", "all (-1) by default; 1 turns idempotence off, with a warning; 0 is refused")
 _TIMEOUT = "how long a request may take, in ms; 40000 by default"
 _REFRESH = "how often to look for new partitions, in ms; 300000 by default"

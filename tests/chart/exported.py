@@ -30,7 +30,8 @@ def exported() -> dict[str, set[str]]:
         forwarder.tally.dropped["not_mappable"] = 1
         forwarder.tally.mqtt_reconnects["mqtt_timeout"] = 1
         forwarder.tally.progressed_at = forwarder.intake.last_message_at = 1.0
-        text = Metrics(cast("Supervisor", supervisor), version="1", seed_names=False).exposition().decode()
+        metrics = Metrics(cast("Supervisor", supervisor), version="1", seed_names=False)
+        text = (await metrics.exposition()).decode()
 
     expose()
     labels: dict[str, set[str]] = {}

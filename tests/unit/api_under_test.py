@@ -96,6 +96,11 @@ class Api:
         return [event.action for event in await self.store.events(limit=100)]
 
 
+async def one_metric() -> bytes:
+    """What /metrics shows."""
+    return b"m 1\n"
+
+
 @asynccontextmanager
 async def api_under_test(place: Path | str, **options: Any) -> AsyncIterator[Api]:
     """Serve the API with an empty store at this URL, or in SQLite in this folder."""
@@ -103,7 +108,7 @@ async def api_under_test(place: Path | str, **options: Any) -> AsyncIterator[Api
     store = Store(url, client_id_of=client_id_of)
     await store.open()
     runtime = FakeRuntime()
-    settings: dict[str, Any] = {"ready_strict": False, "loopback_only": False, "metrics": lambda: b"m 1\n"} | options
+    settings: dict[str, Any] = {"ready_strict": False, "loopback_only": False, "metrics": one_metric} | options
     settings.setdefault("gate", Gate(store.tokens, opening=Opening.WITHOUT_TOKENS))
     app = create_api(store=store, runtime=runtime, **settings)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
