@@ -214,6 +214,8 @@ class Experiments:
                 _wait(lambda: run.topic.records() >= workload.messages)
                 busy.end()
             found = modes.read_afterwards(run, workload, sent)
+            if not found.verdict.good:
+                raise MeasurementError(f"{mappings:,} mappings: {found.verdict}")
             topic = {"topic": f"{run.task.prefix}/one/more"}
             added = api.add({"name": "one more", "mqtt": topic, "kafka": {"topic": run.task.topic}})
             idle_cores, cores = (watch.cpu[FORWARDER] / watch.seconds for watch in (idle, busy))

@@ -9,9 +9,8 @@ milliseconds, and only costs the more for it: then the readers rest longer, unti
 
 from __future__ import annotations
 
-# So late (seconds) that more is due than there is time for, and so little that there is time to spare.
+# So late (seconds) that more is due than there is time for.
 LATE_SECONDS = 0.02
-IN_TIME_SECONDS = 0.005
 # One late sample is a start, a scrape or a neighbour; a second of them is more work than time.
 LATE_SAMPLES = 4
 # Longer at once, for the backlog grows meanwhile; shorter with care, for that may bring the backlog back.
@@ -19,8 +18,11 @@ LENGTHEN = 1.5
 SHORTEN = 1.02
 # What a read costs with all that follows from it, and as much again: all rests together leave half the time to others.
 SECONDS_PER_READER = 0.0004
-# Messages that share the cost of a read well enough: a reader that gets more of them rests less.
+LONGEST_SECONDS = 0.5
+# Messages, and bytes with what keeping them costs, that share the cost of a read well enough. Whoever gets more rests
+# less, and soon not at all: much waits there, perhaps at a broker that keeps few in flight and drops what is too much.
 GATHERED = 4
+GATHERED_BYTES = 16 * 1024
 
 
 class Rests:
@@ -35,12 +37,12 @@ class Rests:
         self._fixed = fixed or not shortest
         self._late = 0  # samples in a row
 
-    def after(self, messages: int) -> float:
-        """How long to rest after a read of so many messages (seconds).
-
-        Where many come there is less to gain, more that waits, and perhaps a broker that keeps few in flight.
-        """
-        return max(self._shortest, self.seconds * min(1.0, GATHERED / messages))
+    def after(self, messages: int, size: int) -> float:
+        """How long to rest after a read of so many messages that hold `size` bytes (seconds)."""
+        if self.seconds == self._shortest:
+            return self._shortest
+        share = min(1.0, (GATHERED / messages) ** 2, GATHERED_BYTES / size)
+        return max(self._shortest, self.seconds * share)
 
     def sampled(self, lag: float, readers: int) -> None:
         """The loop was so late (seconds) when it was looked at, with so many readers."""
@@ -50,6 +52,6 @@ class Rests:
         self._late = self._late + 1 if lag > LATE_SECONDS else 0
         if self._late >= LATE_SAMPLES:
             seconds *= LENGTHEN
-        elif lag < IN_TIME_SECONDS:
+        elif not self._late:
             seconds /= SHORTEN
-        self.seconds = max(self._shortest, min(seconds, SECONDS_PER_READER * readers))
+        self.seconds = max(self._shortest, min(seconds, SECONDS_PER_READER * readers, LONGEST_SECONDS))

@@ -102,7 +102,7 @@ def classify(error: BaseException, *, topic: str, servers: str = "") -> Failure:
 
 @dataclass(slots=True)
 class Cluster:
-    """A Kafka cluster and how to write to it; `sinks` is how many do, and `rests` are those before their records."""
+    """A Kafka cluster and how to write to it; `sinks` is how many do, and `rests` are those of their readers."""
 
     address: str
     options: KafkaOptions

@@ -68,6 +68,7 @@ class BaseConnection(ABC):
         self._pings: deque[Callable[[], None] | None] = deque()  # unanswered, with whom to call
         self._reading_paused = False
         self._rest_timer: asyncio.TimerHandle | None = None
+        self._after_rest: Callable[[], None] = lambda: None
         self._gives_way = False
         self._reads_on = True  # unless one of these three speaks against it
         self._leaving = False
@@ -186,13 +187,13 @@ class BaseConnection(ABC):
     def rest(self, seconds: float, then: Callable[[], None]) -> None:
         """Leave bytes in the socket for so long, so that more are read together; then call, and read again."""
         if self._rest_timer is None and self.is_open and not self._leaving:
-            self._rest_timer = self._loop.call_later(seconds, self._rested, then)
+            self._rest_timer, self._after_rest = self._loop.call_later(seconds, self._rested), then
             self._read_or_not()
 
-    def _rested(self, then: Callable[[], None]) -> None:
+    def _rested(self) -> None:
         self._rest_timer = None
         self._read_or_not()
-        then()
+        self._after_rest()
 
     def give_way(self) -> None:
         """Let the event loop turn once before the next read.
@@ -246,12 +247,11 @@ class BaseConnection(ABC):
         if not self._is_connected or self._ending is not None:
             return
         self.resume_reading()
-        self._leaving = True
-        self._cancel_timers()
         if self._rest_timer is not None:
             self._rest_timer.cancel()
-            self._rest_timer = None
-            self._read_or_not()
+            self._rested()
+        self._leaving = True
+        self._cancel_timers()
         try:
             deadline = self._loop.time() + patience
             await self._acknowledgements_written(patience)
@@ -412,14 +412,15 @@ class BaseConnection(ABC):
     def _judge_pingresp(self) -> None:
         """End a silent connection.
 
-        Not while reading is paused, and not while bytes come: PINGRESP waits behind all that the broker has queued.
+        Not while reading is paused or rests, and not while bytes come: PINGRESP waits behind all that is queued.
         """
         if self._silent_since is None:
             return
         now = time.monotonic()
         silent_for = now - self._silent_since
-        if self._reading_paused or silent_for < PINGRESP_TIMEOUT_SECONDS:
-            remaining = PINGRESP_TIMEOUT_SECONDS if self._reading_paused else PINGRESP_TIMEOUT_SECONDS - silent_for
+        unread = self._reading_paused or self._rest_timer is not None
+        if unread or silent_for < PINGRESP_TIMEOUT_SECONDS:
+            remaining = PINGRESP_TIMEOUT_SECONDS if unread else PINGRESP_TIMEOUT_SECONDS - silent_for
             self._judge_timer = self._loop.call_later(remaining, self._judge_pingresp)
             return
         silence = f"the broker did not answer PINGREQ within {PINGRESP_TIMEOUT_SECONDS:g} s"

@@ -170,7 +170,7 @@ class Supervisor:
     # --- what the metrics ask ---------------------------------------------------------------------------------------
 
     @property
-    def rest(self) -> float:
+    def rest_seconds(self) -> float:
         """How long readers rest after few messages, now (seconds)."""
         return self._cluster.rests.seconds
 

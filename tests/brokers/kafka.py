@@ -120,9 +120,8 @@ class KafkaCluster:
         """Wait until the preferred replica leads every partition, so that Kafka has no reason to move one."""
         async with asyncio.timeout(TOPIC_TIMEOUT), self._admin() as admin:
             while not all(
-                partition["leader"] == partition["replicas"][0]
+                topic["partitions"] and all(each["leader"] == each["replicas"][0] for each in topic["partitions"])
                 for topic in await admin.describe_topics(list(topics))
-                for partition in topic["partitions"]
             ):
                 await asyncio.sleep(0.05)
 

@@ -149,7 +149,7 @@ class Cost:
 
 @dataclass(slots=True)
 class Fault:
-    """A fault that was done to the run, from `begin` to `end`, when everything was whole again."""
+    """A fault that was done, from `begin` to `end`, when it was undone; it may show until the next begins."""
 
     name: str
     begin: float

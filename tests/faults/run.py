@@ -223,7 +223,10 @@ class Run:
 
     async def _leaders_back(self, name: str) -> None:
         """Wait until Kafka has moved the leaders back and every mapping knows, which is this fault's doing still."""
-        await self.kafka.until_led_as_assigned([self.topic(mapping) for mapping in self.mappings])
+        try:
+            await self.kafka.until_led_as_assigned([self.topic(mapping) for mapping in self.mappings])
+        except TimeoutError:
+            raise RunError(f"{self.history.name}: Kafka's leaders are not back after {name}") from None
         told = time.time() + ROUND_SECONDS
         await self.until(lambda: self._recovered(told), f"recovered from {name} once its leaders were back")
 

@@ -670,13 +670,15 @@ async def test_a_rest_does_not_end_a_pause_nor_a_pause_a_rest(version: Version, 
 
 async def test_leaving_ends_a_rest(version: Version) -> None:
     async with version.faked() as (connection, collector, peer):
-        connection.rest(60, lambda: None)
+        rested = asyncio.Event()
+        connection.rest(60, rested.set)
         leaving = asyncio.create_task(connection.leave())
         await peer.expect(PINGREQ)
         peer.write(version.speak.publish("a", b"late"), PINGRESP)
         await peer.expect(DISCONNECT)
         peer.close()
         await leaving
+        assert rested.is_set()
         assert collector.discards
 
 
@@ -898,6 +900,22 @@ async def test_while_reading_is_paused_pingreqs_go_on_and_no_answer_is_judged(
         connection.resume_reading()
         await collector.wait(3)
         assert collector.payloads == [b"1", b"2", b"3"]
+        await peer.expect(PINGREQ)
+        peer.write(PINGRESP)
+        await peer.expect(PINGREQ)
+        assert connection.is_open
+
+
+async def test_an_answer_that_waits_for_the_end_of_a_rest_is_not_missed(
+    version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "PINGRESP_TIMEOUT_SECONDS", 0.2)
+    async with version.faked(keep_alive=1) as (connection, _, peer):
+        rested = asyncio.Event()
+        connection.rest(2, rested.set)
+        await peer.expect(PINGREQ)
+        peer.write(PINGRESP)
+        await rested.wait()
         await peer.expect(PINGREQ)
         peer.write(PINGRESP)
         await peer.expect(PINGREQ)

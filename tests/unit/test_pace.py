@@ -41,6 +41,7 @@ class Broker:
     window: int
     per_second: float | None
     seconds_to_kafka: float = 0.001
+    most_queued: int = 0
 
     def run(self, pace: Pace, seconds: float) -> tuple[float, float]:
         """Messages and reads a second."""
@@ -51,6 +52,7 @@ class Broker:
                 count = self.window
             else:
                 queued += (now - read_at) * self.per_second
+                self.most_queued = max(self.most_queued, int(queued))
                 count = min(self.window, int(queued))
                 queued -= count
             read_at = now
@@ -60,7 +62,7 @@ class Broker:
                 messages += count
                 rest = pace.read(count, count * 600, count, now)
             arrives = 0.0 if self.per_second is None else 1 / self.per_second
-            now += max(rest, self.seconds_to_kafka if self.per_second is None else 0.0, 0.0 if count else arrives)
+            now += max(rest, self.seconds_to_kafka if count >= self.window else 0.0, 0.0 if count else arrives)
             if not rest:
                 now += arrives
         return messages / seconds, reads / seconds
@@ -79,6 +81,18 @@ def test_devices_that_send_in_step_are_read_with_rests_though_they_look_like_a_w
     rate, reads = Broker(65_534, per_second).run(pace, 30.0)
     assert rate == pytest.approx(per_second, rel=0.02)
     assert reads < 1.15 / REST
+
+
+@pytest.mark.parametrize(("window", "per_second"), [(20, 400), (20, 1_000), (50, 2_000)])
+def test_rests_that_are_long_for_many_readers_are_no_queue_for_the_broker_of_one(window: int, per_second: int) -> None:
+    """Mosquitto sends 20 at once by default, and drops what comes when 1,000 wait."""
+    rests = Rests(REST)
+    for _ in range(100):
+        rests.sampled(1.0, 1_000)
+    broker = Broker(window, per_second, seconds_to_kafka=0.005)
+    rate, _ = broker.run(Pace(rests, 65_534), 40.0)
+    assert rate == pytest.approx(per_second, rel=0.05)
+    assert broker.most_queued < 1_000
 
 
 def test_a_window_that_is_never_quite_full_is_seen_too() -> None:

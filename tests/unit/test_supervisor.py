@@ -713,7 +713,7 @@ async def test_while_the_loop_is_late_the_mappings_rest_longer(
         await plant.create("a")
         await plant.reach("a", State.RUNNING)
         plant.supervisor._cluster.sinks += 99  # as if there were so many more
-        assert plant.supervisor.rest == DEFAULT_REST_SECONDS
+        assert plant.supervisor.rest_seconds == DEFAULT_REST_SECONDS
         is_late.set()
-        await until(lambda: plant.supervisor.rest > DEFAULT_REST_SECONDS)
-        assert plant.supervisor.rest <= 100 * SECONDS_PER_READER
+        await until(lambda: plant.supervisor.rest_seconds > DEFAULT_REST_SECONDS)
+        assert plant.supervisor.rest_seconds <= 100 * SECONDS_PER_READER
