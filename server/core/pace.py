@@ -78,7 +78,7 @@ class Pace:
         worth = self._full > 0 and self._messages >= GAIN * rate_with_rests * seconds
         self._measure(now)
         if worth:
-            self._full_enough = FULL_READS // MORE_FULL_READS  # so that the window is found soon when it fills up again
+            self._full_enough = FULL_READS
             return 0.0
         self._rate = None
         self._full_enough = min(MOST_FULL_READS, self._full_enough * MORE_FULL_READS)

@@ -20,7 +20,7 @@ SHORTEN = 1.02
 SECONDS_PER_READER = 0.0004
 LONGEST_SECONDS = 0.5
 # Messages, and bytes with what keeping them costs, that share the cost of a read well enough. Whoever gets more rests
-# less, and soon not at all: much waits there, perhaps at a broker that keeps few in flight and drops what is too much.
+# much less, for much waits there: perhaps at a broker that keeps few in flight, and drops what is too much.
 GATHERED = 4
 GATHERED_BYTES = 16 * 1024
 
