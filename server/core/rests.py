@@ -34,13 +34,11 @@ class Rests:
     def __init__(self, shortest: float, *, fixed: bool = False) -> None:
         self.seconds = shortest
         self._shortest = shortest
-        self._fixed = fixed or not shortest
+        self._fixed = fixed
         self._late = 0  # samples in a row
 
     def after(self, messages: int, size: int) -> float:
         """How long to rest after a read of so many messages that hold `size` bytes (seconds)."""
-        if self.seconds == self._shortest:
-            return self._shortest
         share = min(1.0, (GATHERED / messages) ** 2, GATHERED_BYTES / size)
         return max(self._shortest, self.seconds * share)
 

@@ -8,7 +8,7 @@ import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
@@ -17,7 +17,7 @@ from aiokafka.errors import for_code
 from tests.brokers.process import BrokerError, Child, accepts, free_port
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 LIBS = Path(__file__).parents[2] / ".cache" / "kafka" / "libs"
 START_TIMEOUT = 60.0
@@ -118,12 +118,13 @@ class KafkaCluster:
 
     async def until_led_as_assigned(self, topics: Sequence[str]) -> None:
         """Wait until the preferred replica leads every partition, so that Kafka has no reason to move one."""
-        async with asyncio.timeout(TOPIC_TIMEOUT), self._admin() as admin:
-            while not all(
-                topic["partitions"] and all(each["leader"] == each["replicas"][0] for each in topic["partitions"])
-                for topic in await admin.describe_topics(list(topics))
-            ):
-                await asyncio.sleep(0.05)
+
+        def preferred(topic: Mapping[str, Any]) -> bool:
+            partitions = topic["partitions"]
+            return bool(partitions) and all(each["leader"] == each["replicas"][0] for each in partitions)
+
+        async with asyncio.timeout(TOPIC_TIMEOUT):
+            await self._until_all(topics, preferred)
 
     async def set_topic_config(self, name: str, config: Mapping[str, str]) -> None:
         """Change settings of a topic, such as max.message.bytes."""
@@ -204,12 +205,16 @@ class KafkaCluster:
         return sorted(partition["partition"] for partition in described["partitions"])
 
     async def _until_led(self, topic: str, partitions: int) -> None:
+        def led(described: Mapping[str, Any]) -> bool:
+            leaders = [each for each in described["partitions"] if each["leader"] >= 0 and not each["error_code"]]
+            return not described["error_code"] and len(leaders) >= partitions
+
+        await self._until_all([topic], led)
+
+    async def _until_all(self, topics: Sequence[str], condition: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Wait until it holds for the description of each of these topics."""
         async with self._admin() as admin:
-            while True:
-                (described,) = await admin.describe_topics([topic])
-                led = [p for p in described["partitions"] if p["leader"] >= 0 and not p["error_code"]]
-                if not described["error_code"] and len(led) >= partitions:
-                    return
+            while not all(condition(each) for each in await admin.describe_topics(list(topics))):
                 await asyncio.sleep(0.02)
 
 
