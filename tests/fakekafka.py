@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from aiokafka.errors import KafkaError, for_code
 from aiokafka.record.memory_records import MemoryRecords
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from server.kafka.batch import Answered
     from server.kafka.producer import Cluster
 
 CONFIRM = "confirm"
@@ -47,8 +48,9 @@ class Sent:
     partition: int
     records: list[Written]
     size: int
-    future: asyncio.Future[Any]
+    answered: Answered
     at: float
+    done: bool = False
 
     @property
     def values(self) -> list[bytes]:
@@ -56,19 +58,25 @@ class Sent:
 
     def answer(self, verdict: object = CONFIRM) -> None:
         """Confirm, or fail with a Kafka error code or an exception, or lose the answer."""
-        if self.future.done() or self.producer.abandoned:
+        if self.done or self.producer.abandoned:
             return
         if verdict == STALL:
             return
         if verdict in {CONFIRM, LOSE_ANSWER}:
             self.producer.kafka.logs[self.topic, self.partition] += self.records
         if verdict == CONFIRM:
-            self.future.set_result(None)
+            self.tell(None)
         elif verdict != LOSE_ANSWER:
             self.producer.failed.add((self.topic, self.partition))
             error = for_code(verdict)() if isinstance(verdict, int) else verdict
             assert isinstance(error, BaseException)
-            self.future.set_exception(error)
+            self.tell(error)
+
+    def tell(self, error: BaseException | None) -> None:
+        """Answer, once."""
+        if not self.done:
+            self.done = True
+            self.answered(error)
 
 
 @dataclass
@@ -181,20 +189,18 @@ class FakeProducer:
     def leaderless(self, topic: str) -> list[int]:
         return self.kafka.leaderless.get(topic, [])
 
-    def hand_over(self, batch: RecordBatch, topic: str, partition: int) -> asyncio.Future[Any]:
+    def hand_over(self, batch: RecordBatch, topic: str, partition: int, answered: Answered) -> None:
         assert not self.abandoned
         assert partition < self.known[topic]
         at = topic, partition
         assert at not in self.failed, "sent behind a failed batch of the same partition"
         before = self.in_flight.get(at)
-        assert before is None or before.future.done(), "two batches of one partition in flight"
+        assert before is None or before.done, "two batches of one partition in flight"
         batch.close()
-        loop = asyncio.get_running_loop()
-        size = batch.size()
-        sent = Sent(self, topic, partition, read(batch), size, loop.create_future(), loop.time())
+        now, size = asyncio.get_running_loop().time(), batch.size()
+        sent = Sent(self, topic, partition, read(batch), size, answered, now)
         self.in_flight[at] = sent
         self._handed_over.append(sent)
-        return sent.future
 
     def flush(self) -> None:
         assert not self.abandoned
@@ -207,8 +213,7 @@ class FakeProducer:
         self.abandoned = True
         await asyncio.sleep(0)
         for sent in self.in_flight.values():
-            if not sent.future.done():
-                sent.future.set_exception(KafkaError("abandoned"))
+            sent.tell(KafkaError("abandoned"))
         for asked in self._asked:
             asked.cancel()
 

@@ -44,6 +44,8 @@ class ScriptedKafka:
     greeting: dict[int, asyncio.Event] = field(default_factory=lambda: defaultdict(_open))
     reading: dict[int, asyncio.Event] = field(default_factory=lambda: defaultdict(_open))
     answering: dict[int, asyncio.Event] = field(default_factory=lambda: defaultdict(_open))
+    # What is answered to a batch: 0, or an error code.
+    verdict: int = 0
     # Node and partitions of every produce request that arrived whole.
     produced: list[tuple[int, list[int]]] = field(default_factory=list)
     # Connections that wait for their greeting.
@@ -104,7 +106,7 @@ class ScriptedKafka:
             partitions = [partition for partition, _ in batches]
             self.produced.append((node, partitions))
             await self.answering[node].wait()
-            answer = ProduceResponse_v7([("t", [(each, 0, 0, -1, 0) for each in partitions])], 0).encode()
+            answer = ProduceResponse_v7([("t", [(each, self.verdict, 0, -1, 0) for each in partitions])], 0).encode()
         return answer
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from aiokafka.structs import TopicPartition
@@ -20,19 +19,22 @@ if TYPE_CHECKING:
 
 # (its number in the batch, timestamp in ms, key, value, headers), by position; the answer is None if it does not fit.
 Encode: TypeAlias = "Callable[[int, int, bytes | None, bytes, Headers], object | None]"
+# Hears what Kafka says of a batch: None that it has it, or why not. It is called where the answer is read.
+Answered: TypeAlias = "Callable[[BaseException | None], None]"
 
 
 class RecordBatch(BatchBuilder):  # type: ignore[misc] # aiokafka has no types
     """A batch of at most so many bytes before compression, and how to compress it; the first record may be larger.
 
-    Once it is handed over it is for the partition `at`, and `answer` is done when Kafka has answered for it. `numbered`
-    says that it has its sequence number, which it keeps however often it is sent.
+    Once it is handed over it is for the partition `at`, and `answered` is called once: with None when Kafka has it.
+    `numbered` says that it has its sequence number, which it keeps however often it is sent.
     """
 
     at: TopicPartition
-    answer: asyncio.Future[None]
+    answered: Answered
     give_up_at: float  # by time.monotonic()
     numbered = False
+    over = False  # it was answered for
 
     @property
     def encode(self) -> Encode:
@@ -46,10 +48,13 @@ class RecordBatch(BatchBuilder):  # type: ignore[misc] # aiokafka has no types
 
     def done(self, *_: Any) -> None:
         """Kafka has it. What it says beside that (offset and times) nobody asks for."""
-        if not self.answer.done():
-            self.answer.set_result(None)
+        self._answer(None)
 
     def failure(self, exception: BaseException) -> None:
         """Kafka has refused it for good, or nobody knows what became of it."""
-        if not self.answer.done():
-            self.answer.set_exception(exception)
+        self._answer(exception)
+
+    def _answer(self, error: BaseException | None) -> None:
+        if not self.over:
+            self.over = True
+            self.answered(error)

@@ -1,4 +1,4 @@
-"""What aiokafka hides of a connection that fails: why, and that a token was refused at all; and what asyncio adds.
+"""What aiokafka hides of a connection that fails: why, and that a token was refused at all.
 
 A producer's `Complaints` hear of the latest attempt to connect, whichever of aiokafka's tasks made it.
 """
@@ -11,7 +11,7 @@ import ssl
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from aiokafka.conn import AIOKafkaConnection, AIOKafkaProtocol, OAuthAuthenticator
+from aiokafka.conn import AIOKafkaConnection, OAuthAuthenticator
 from aiokafka.errors import BrokerResponseError, KafkaConnectionError, KafkaError, SaslAuthenticationFailed
 
 from server.core.address import address
@@ -109,20 +109,3 @@ def notice_refused_tokens() -> None:
         return await step(authenticator, payload)
 
     OAuthAuthenticator.step = answered
-
-
-def retrieve_resets() -> None:
-    """Let asyncio not report as an error of ours that a connection was reset.
-
-    Its protocol keeps the error in a future that nobody waits for, and retrieves it when it is deleted. In a cycle
-    Python's collector may delete the future first, and then asyncio logs "Future exception was never retrieved".
-    """
-    lost = AIOKafkaProtocol.connection_lost
-
-    @functools.wraps(lost)
-    def lost_and_retrieved(protocol: AIOKafkaProtocol, exc: Exception | None) -> None:
-        lost(protocol, exc)
-        if exc is not None:
-            protocol._closed.exception()  # noqa: SLF001
-
-    AIOKafkaProtocol.connection_lost = lost_and_retrieved

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from server.core.record import size_of
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Sequence
 
     from server.core.acks import Arrival, Delivery
@@ -90,7 +89,7 @@ class Flight:
     size: int
     sent_at: float
     batch: Any
-    future: asyncio.Future[Any] | None = None
+    answered: bool = False
     error: BaseException | None = None
 
     def first(self) -> tuple[Chunk, int]:

@@ -18,7 +18,7 @@ from aiokafka.producer.transaction_manager import TransactionManager
 from server.core.failures import Failure, Kind, kafka_failure
 from server.core.lifecycle import Reason
 from server.core.rests import Rests
-from server.kafka.connecting import notice_refused_tokens, retrieve_resets
+from server.kafka.connecting import notice_refused_tokens
 from server.kafka.connection import use as use_connection
 from server.kafka.oauth import Tokens
 from server.kafka.questions import Questions
@@ -89,7 +89,6 @@ def _number_records_as_kafka_does() -> None:
 use_connection()
 _number_records_as_kafka_does()
 notice_refused_tokens()
-retrieve_resets()
 
 
 def classify(error: BaseException, *, topic: str, servers: str = "") -> Failure:

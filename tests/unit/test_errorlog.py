@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 from aiokafka import TopicPartition
 from aiokafka.errors import NotEnoughReplicasError, SaslAuthenticationFailed
 
+from server.core.kafka_options import translate
 from server.core.lifecycle import Reason
 from server.kafka import errorlog
 from server.kafka.errorlog import Complaints, ErrorLog, current_complaints, listen
+from server.kafka.producer import Cluster, Producer
+from tests.answers import hand_over
+from tests.realtime import until
+from tests.scriptedkafka import scripted_kafka
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _LOGGERS = ["aiokafka", "aiokafka.conn", "aiokafka.cluster", "aiokafka.producer.sender"]
 
@@ -183,3 +189,35 @@ def test_the_error_behind_a_complaint_is_known_by_its_code_or_at_least_by_its_na
 def test_it_listens_once(installed: ErrorLog) -> None:
     installed.install()
     assert [logging.getLogger(name).filters.count(installed) for name in _LOGGERS] == [1, 1, 1, 1]
+
+
+async def _send(producer: Producer) -> asyncio.Future[None]:
+    batch = producer.create_batch()
+    batch.append(timestamp=None, key=None, value=b"v")
+    answer = hand_over(producer, batch, "t", 0)
+    producer.flush()
+    return answer
+
+
+async def _refused_while_another_listens() -> None:
+    async with scripted_kafka({0: 1}) as kafka:
+        mine = listen()
+        producer = await Producer.start(Cluster(kafka.bootstrap, translate({})), max_batch_size=1_000)
+        await producer.fetch_metadata(["t"])
+        await (await _send(producer))
+        theirs = listen()
+        kafka.verdict = NotEnoughReplicasError.errno
+        refused = await _send(producer)
+        await until(lambda: mine.refusal("t", since=0.0))
+        assert mine.refusal("t", since=0.0) is NotEnoughReplicasError
+        assert theirs.latest() is None
+        await producer.abandon()
+        assert refused.exception() is not None
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.usefixtures("installed")
+def test_kafkas_refusal_is_the_complaint_of_the_producer_whoever_listens_later(loop: Callable[[], Any]) -> None:
+    """Each event loop keeps the context of who connected for what a connection calls."""
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(_refused_while_another_listens())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from server.core.kafka_options import translate
 from server.kafka.producer import Cluster, Producer
+from tests.answers import hand_over
 from tests.realtime import until
 from tests.scriptedkafka import TASK, ScriptedKafka, scripted_kafka
 
@@ -38,7 +39,7 @@ async def started(leaders: dict[int, int]) -> AsyncIterator[tuple[ScriptedKafka,
 def send(producer: Producer, partition: int, value: bytes = b"v") -> asyncio.Future[Any]:
     batch = producer.create_batch()
     assert batch.append(timestamp=None, key=None, value=value) is not None
-    future = producer.hand_over(batch, "t", partition)
+    future = hand_over(producer, batch, "t", partition)
     producer.flush()
     return future
 

@@ -24,6 +24,7 @@ from server.core.kafka_connecting import (
 )
 from server.core.kafka_options import OAuthOptions
 from server.kafka.connecting import connection_reason
+from server.kafka.connection import Connection
 from server.kafka.errorlog import listen
 from server.kafka.oauth import TokenError, Tokens
 from tests.sockets import reset_on_close
@@ -220,7 +221,7 @@ async def test_a_reset_is_not_reported_as_an_error_that_nobody_retrieved() -> No
         writer.transport.abort()
 
     async with await asyncio.start_server(reset, "127.0.0.1", 0) as server:
-        connection = AIOKafkaConnection("127.0.0.1", server.sockets[0].getsockname()[1])
+        connection = Connection("127.0.0.1", server.sockets[0].getsockname()[1])
         with pytest.raises(KafkaConnectionError) as failed:
             await connection.connect()
     assert isinstance(failed.value.__cause__, ConnectionResetError)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiokafka.client import AIOKafkaClient
@@ -44,10 +44,17 @@ async def connected() -> AsyncIterator[tuple[ScriptedKafka, Connection]]:
             await client.close()
 
 
+def produce(connection: Connection, request: Request) -> asyncio.Future[Any]:
+    """Ask; the future is the asker."""
+    answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    connection.produce(request, answer)
+    return answer
+
+
 async def test_an_answer_that_is_late_costs_the_connection_and_whoever_waits_hears_of_it() -> None:
     async with connected() as (kafka, connection):
         kafka.answering[1].clear()
-        late, behind = connection.send(REQUEST), connection.send(REQUEST)
+        late, behind = produce(connection, REQUEST), produce(connection, REQUEST)
         with pytest.raises(RequestTimedOutError):
             await late
         with pytest.raises(KafkaConnectionError):
@@ -59,7 +66,7 @@ async def test_an_answer_that_is_late_costs_the_connection_and_whoever_waits_hea
 async def test_what_a_connection_has_not_written_when_an_answer_is_late_is_never_written() -> None:
     async with connected() as (kafka, connection):
         kafka.reading[1].clear()
-        held, late = connection.send(REQUEST), connection.send(LARGE)  # the first it reads already
+        held, late = produce(connection, REQUEST), produce(connection, LARGE)  # the first it reads already
         await held
         transport = connection._writer.transport
         address = transport.get_extra_info("sockname")
@@ -75,10 +82,10 @@ async def test_an_answer_in_time_is_taken_and_those_behind_it_have_their_own_tim
     async with connected() as (kafka, connection):
         loop = asyncio.get_running_loop()
         kafka.answering[1].clear()
-        first = connection.send(REQUEST)
+        first = produce(connection, REQUEST)
         await asyncio.sleep(TIMEOUT * 0.6)
         begin = loop.time()
-        second = connection.send(REQUEST)
+        second = produce(connection, REQUEST)
         number, _, _ = connection._requests[0]
         connection._handle_frame(struct.pack(">i", number) + ANSWER)
         await first
@@ -91,7 +98,7 @@ async def test_an_answer_in_time_is_taken_and_those_behind_it_have_their_own_tim
 async def test_an_answer_to_another_request_ends_the_connection() -> None:
     async with connected() as (kafka, connection):
         kafka.answering[1].clear()
-        answer = connection.send(REQUEST)
+        answer = produce(connection, REQUEST)
         connection._handle_frame(struct.pack(">i", 999) + ANSWER)
         with pytest.raises(KafkaConnectionError) as caught:
             await answer
@@ -102,7 +109,7 @@ async def test_an_answer_to_another_request_ends_the_connection() -> None:
 async def test_an_answer_that_nobody_waits_for_any_more_is_passed_over() -> None:
     async with connected() as (kafka, connection):
         kafka.answering[1].clear()
-        given_up, wanted = connection.send(REQUEST), connection.send(REQUEST)
+        given_up, wanted = produce(connection, REQUEST), produce(connection, REQUEST)
         given_up.cancel()
         kafka.answering[1].set()
         await wanted
@@ -112,7 +119,7 @@ async def test_of_a_broker_older_than_kafka_2_1_an_answer_is_taken_and_a_late_on
     async with connected() as (kafka, connection):
         connection._versions = {**connection._versions, 0: (0, 5)}
         kafka.answering[1].clear()
-        taken, late = connection.send(REQUEST), connection.send(REQUEST)
+        taken, late = produce(connection, REQUEST), produce(connection, REQUEST)
         number, _, _ = connection._requests[0]
         answer = ProduceResponse_v5([("t", [(0, 0, 7, -1, 0)])], 0)
         connection._handle_frame(struct.pack(">i", number) + answer.encode())
@@ -129,10 +136,35 @@ async def test_a_broker_that_speaks_no_known_version_is_not_taken_for_a_broken_c
     connection._writer = object()
     connection._versions = {3: (0, 13)}
     with pytest.raises(IncompatibleBrokerVersion):
-        connection.send(REQUEST)
+        produce(connection, REQUEST)
     connection._versions = {0: (8, 13)}
     with pytest.raises(NotImplementedError):
-        connection.send(REQUEST)
+        produce(connection, REQUEST)
     connection._writer = None
     with pytest.raises(KafkaError, match="No connection"):
-        connection.send(REQUEST)
+        produce(connection, REQUEST)
+
+
+async def test_an_answer_that_ends_too_early_costs_the_connection_and_its_asker_hears_of_it() -> None:
+    async with connected() as (kafka, connection):
+        kafka.answering[1].clear()
+        answer = produce(connection, REQUEST)
+        number, _, _ = connection._requests[0]
+        connection._protocol.data_received(struct.pack(">iih", 6, number, 0))
+        with pytest.raises(KafkaConnectionError) as caught:
+            await answer
+        assert isinstance(caught.value.__cause__, struct.error)
+        assert not connection.connected()
+        kafka.answering[1].set()
+
+
+async def test_a_broker_that_closes_in_the_middle_of_an_answer_says_so_to_who_asked() -> None:
+    async with connected() as (kafka, connection):
+        kafka.answering[1].clear()
+        answer = produce(connection, REQUEST)
+        connection._protocol.data_received(struct.pack(">i", 100) + b"begun")
+        kafka.reset(1)
+        with pytest.raises(KafkaConnectionError) as caught:
+            await answer
+        assert isinstance(caught.value.__cause__, asyncio.IncompleteReadError | ConnectionResetError)
+        kafka.answering[1].set()

@@ -21,11 +21,13 @@ from aiokafka.protocol.produce import ProduceResponse_v7
 from structlog.testing import capture_logs
 
 from server.kafka.sender import LARGE_REQUEST_BYTES, LeanProducer
+from tests.answers import hand_over
 from tests.virtualtime import in_virtual_time, now, settled, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from server.kafka.connection import Asker
     from server.kafka.produce_request import Request
 
 RETRY_SECONDS = 0.1
@@ -45,7 +47,7 @@ class Nodes:
         self.broken: dict[int, Exception] = {}  # what becomes of writing to a node
         self.asked = 0
         self.metadata: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self.owed: list[tuple[int, dict[int, bytes], asyncio.Future[Any]]] = []
+        self.owed: list[tuple[int, dict[int, bytes], Asker]] = []
         # Who begins anew waits for metadata.
         self.learnt = asyncio.Event()
         self.learnt.set()
@@ -83,15 +85,18 @@ class Nodes:
         """Answer for all batches of the oldest request; returns them by partition."""
         batches = self.owed[0][1]
         if isinstance(error, BaseException):
-            self.owed.pop(0)[2].set_exception(error)
+            asker = self.owed.pop(0)[2]
+            if not asker.done():
+                asker.set_exception(error)
         else:
             self.answer_each(dict.fromkeys(batches, error))
         return batches
 
     def answer_each(self, errors: dict[int, int]) -> None:
         """Answer the oldest request with an error code for each partition."""
-        _, _, answer = self.owed.pop(0)
-        answer.set_result(ProduceResponse_v7([("t", [(at, error, 0, -1, 0) for at, error in errors.items()])], 0))
+        _, _, asker = self.owed.pop(0)
+        if not asker.done():
+            asker.set_result(ProduceResponse_v7([("t", [(at, error, 0, -1, 0) for at, error in errors.items()])], 0))
 
     @property
     def requests(self) -> list[tuple[int, list[int]]]:
@@ -109,14 +114,12 @@ class Link:
     def connected(self) -> bool:
         return self._node in self._nodes.connected
 
-    def send(self, request: Request) -> asyncio.Future[Any]:
+    def produce(self, request: Request, asker: Asker) -> None:
         if self._node in self._nodes.broken:
             raise self._nodes.broken[self._node]
         assert (request._required_acks, request._timeout) == (-1, REQUEST_TIMEOUT_MS)
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         ((_, batches),) = request._topics
-        self._nodes.owed.append((self._node, dict(batches), answer))
-        return answer
+        self._nodes.owed.append((self._node, dict(batches), asker))
 
 
 class Desk:
@@ -129,7 +132,7 @@ class Desk:
     def hand_over(self, partition: int, size: int = 1) -> asyncio.Future[Any]:
         batch = self.producer.create_batch()
         batch.append(timestamp=1, key=None, value=bytes(size))
-        return self.producer.hand_over(batch, "t", partition)
+        return hand_over(self.producer, batch, "t", partition)
 
     def send(self, partition: int, size: int = 1) -> asyncio.Future[Any]:
         future = self.hand_over(partition, size)
@@ -565,7 +568,7 @@ async def test_a_batch_that_was_handed_over_takes_no_more_records() -> None:
     async with sending({0: 1}) as desk:
         batch = desk.producer.create_batch()
         batch.append(timestamp=1, key=None, value=b"x")
-        sent = desk.producer.hand_over(batch, "t", 0)
+        sent = hand_over(desk.producer, batch, "t", 0)
         assert batch.append(timestamp=1, key=None, value=b"too late") is None
         desk.producer.flush()
         await until(lambda: desk.nodes.requests)
@@ -603,6 +606,41 @@ async def test_a_crash_behind_an_answer_fails_what_waits() -> None:
 
 
 @in_virtual_time
+async def test_a_crash_behind_a_lost_connection_fails_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with sending({0: 1, 1: 1}) as desk:
+        sent = [desk.send(0), desk.send(1)]
+        monkeypatch.setattr(desk.nodes, "force_metadata_update", lambda: desk.nodes.leaders[9])
+        desk.nodes.answer(KafkaConnectionError("closed"))
+        for future in sent:
+            with pytest.raises(KafkaError, match="sender crashed: KeyError"):
+                await future
+
+
+@in_virtual_time
+async def test_a_connection_lost_just_before_the_end_has_nothing_sent_again() -> None:
+    async with sending({0: 1}) as desk:
+        sent = desk.send(0)
+        desk.nodes.answer(KafkaConnectionError("closed"))
+        await desk.producer.end(1)
+        await asyncio.sleep(10 * RETRY_SECONDS)
+        assert not desk.nodes.requests
+        assert not desk.producer._sender._waits
+        assert not sent.done()
+
+
+@in_virtual_time
+async def test_the_next_request_leaves_where_the_answer_is_read() -> None:
+    """And not a turn of the event loop later, in which a node would have nothing to do."""
+    async with sending({0: 1, 1: 1}) as desk:
+        sent, waiting = desk.send(0), desk.send(1)
+        desk.nodes.answer()
+        assert sent.done()
+        assert desk.nodes.requests == [(1, [1])]
+        desk.nodes.answer()
+        await waiting
+
+
+@in_virtual_time
 async def test_a_batch_that_waits_for_its_next_attempt_fails_with_the_others() -> None:
     async with sending({0: 1, 1: 1}) as desk:
         first = await desk.queued_again(0)
@@ -620,8 +658,8 @@ async def test_its_end_gives_up_what_is_on_its_way_and_sends_nothing_more() -> N
         began = now()
         await desk.producer.end(1)
         assert now() == began
-        assert not desk.producer._sender._requests
-        assert all(answer.cancelled() for _, _, answer in desk.nodes.owed)
+        assert not desk.producer._sender._waits
+        assert all(asker.done() for _, _, asker in desk.nodes.owed)
         desk.nodes.owed.clear()
         desk.producer.flush()
         await settled()
