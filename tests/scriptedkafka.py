@@ -40,8 +40,9 @@ class ScriptedKafka:
     """The cluster; clear a node's gate to hold something back, and set it to go on."""
 
     leaders: dict[int, int]
-    # Before the answer to a connection's first request, before reading on, and before the answer to a batch.
+    # Before the answers to a connection's first request, for metadata and to a batch, and before reading on.
     greeting: dict[int, asyncio.Event] = field(default_factory=lambda: defaultdict(_open))
+    describing: dict[int, asyncio.Event] = field(default_factory=lambda: defaultdict(_open))
     reading: dict[int, asyncio.Event] = field(default_factory=lambda: defaultdict(_open))
     answering: dict[int, asyncio.Event] = field(default_factory=lambda: defaultdict(_open))
     # What is answered to a batch: 0, or an error code.
@@ -94,6 +95,7 @@ class ScriptedKafka:
                 self.ungreeted -= 1
             answer = ApiVersionResponse_v0(0, _VERSIONS).encode()
         elif api == METADATA:
+            await self.describing[node].wait()
             nodes = [(each, HOST, port, None) for each, port in self._ports.items()]
             led = [(0, partition, leader, [1], [1]) for partition, leader in self.leaders.items()]
             answer = MetadataResponse_v1(nodes, next(iter(self._ports)), [(0, "t", False, led)]).encode()
@@ -130,6 +132,7 @@ async def scripted_kafka(leaders: dict[int, int]) -> AsyncIterator[ScriptedKafka
         for node, writer in list(kafka.connections):
             kafka.reading[node].set()
             kafka.greeting[node].set()
+            kafka.describing[node].set()
             kafka.answering[node].set()
             writer.transport.abort()
         for server in servers:

@@ -28,7 +28,7 @@ class Asker(Protocol):
         """The answer, of the version that the broker speaks. Raises nothing."""
 
     def set_exception(self, error: BaseException) -> None:
-        """There will be no answer. The connection is being closed: act later."""
+        """There will be no answer. Act later: the connection is about to be closed, and does not look so yet."""
 
 
 class Connection(AIOKafkaConnection):  # type: ignore[misc] # aiokafka has no types
@@ -119,11 +119,16 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc] # aiokafka has no ty
 
     def _create_reader_task(self) -> asyncio.Future[None]:
         """Read from here on; returns what aiokafka cancels when it closes the connection."""
-        self._protocol.listen(self._handle_frame, self._unreadable)
+        self._protocol.listen(self)
         to_cancel: asyncio.Future[None] = self._loop.create_future()
         return to_cancel
 
-    def _unreadable(self, error: BaseException) -> None:
+    def take_frame(self, frame: bytes) -> None:
+        """Take an answer."""
+        self._handle_frame(frame)
+
+    def no_more_frames(self, error: BaseException) -> None:
+        """Close: nothing will be answered any more."""
         if not isinstance(error, OSError | EOFError):
             log.error("Unexpected exception in AIOKafkaConnection", exc_info=error)  # as aiokafka's task would
         self.close(reason=CloseReason.CONNECTION_BROKEN, exc=error)

@@ -1,15 +1,15 @@
 """The frames that a broker sends on one connection, each handed on where it is read.
 
-aiokafka has a task for each connection, which is woken for every frame to read its length and then the rest, and the
-frame is taken in another turn of the event loop: a tenth of what a small request costs
-(docs/decisions/0022-an-answer-is-taken-where-it-is-read.md).
+aiokafka has a task for each connection, which is woken for every frame, in a turn of the event loop of its own
+(docs/decisions/0022-an-answer-is-taken-where-it-is-read.md, with what that costs).
 """
 
 from __future__ import annotations
 
 import asyncio
+import weakref
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiokafka.conn import AIOKafkaProtocol
 
@@ -19,27 +19,47 @@ if TYPE_CHECKING:
 _LENGTH = Struct(">i")
 
 
+class Listener(Protocol):
+    """Who takes what comes."""
+
+    def take_frame(self, frame: bytes) -> None:
+        """A frame, without its length."""
+
+    def no_more_frames(self, error: BaseException) -> None:
+        """Why none will come any more, once.
+
+        That is IncompleteReadError if the broker closed the connection, with what it had begun to send, and otherwise
+        what broke it, or what taking a frame raised.
+        """
+
+
+def _nobody() -> None:
+    return None
+
+
 class Frames(AIOKafkaProtocol):  # type: ignore[misc] # aiokafka has no types
-    """aiokafka's protocol of a connection, which needs no task that reads."""
+    """aiokafka's protocol of a connection, which needs no task that reads.
+
+    It does not keep its listener alive: aiokafka drops a connection that it has not finished to make, and relies on
+    that closing it.
+    """
 
     def __init__(self, closed: asyncio.Future[None], *arguments: Any, **options: Any) -> None:
         super().__init__(closed, *arguments, **options)
         self._begun = bytearray()  # a frame that lacks more, with its length
         self._needed = 0  # how many bytes it has when it is whole
-        self._hand_on: Callable[[bytes], None] | None = None
-        self._end: Callable[[BaseException], None] | None = None
+        self._listener: Callable[[], Listener | None] = _nobody
+        self._error: BaseException | None = None  # what ended it
 
-    def listen(self, hand_on: Callable[[bytes], None], end: Callable[[BaseException], None]) -> None:
-        """Hand each frame on from here, without its length, until there are no more: `end` hears why.
-
-        That is IncompleteReadError if the broker closed the connection, with what it had begun to send, and otherwise
-        what broke it, or what taking a frame raised.
-        """
-        self._hand_on, self._end = hand_on, end
+    def listen(self, listener: Listener) -> None:
+        """Hand all that comes on from here. Nothing has come before, but the end may have."""
+        self._listener = weakref.ref(listener)
+        if self._error is not None:
+            self._loop.call_soon(self._ended, self._error)
 
     def deafen(self) -> None:
         """Hand nothing on any more."""
-        self._hand_on = self._end = None
+        self._listener = _nobody
 
     def data_received(self, data: bytes) -> None:
         """Hand on what is whole."""
@@ -57,7 +77,7 @@ class Frames(AIOKafkaProtocol):  # type: ignore[misc] # aiokafka has no types
 
     def _take(self, data: bytes) -> None:
         begin, total, prefix = 0, len(data), _LENGTH.size
-        while self._hand_on is not None and begin < total:
+        while begin < total and (listener := self._listener()) is not None:
             self._needed = prefix
             if total - begin >= prefix:
                 (size,) = _LENGTH.unpack_from(data, begin)
@@ -69,7 +89,7 @@ class Frames(AIOKafkaProtocol):  # type: ignore[misc] # aiokafka has no types
                 return
             frame = data[begin + prefix : begin + self._needed]
             begin += self._needed
-            self._hand_on(frame)
+            listener.take_frame(frame)
 
     def eof_received(self) -> bool:
         """The broker sends no more."""
@@ -93,7 +113,8 @@ class Frames(AIOKafkaProtocol):  # type: ignore[misc] # aiokafka has no types
         return asyncio.IncompleteReadError(bytes(self._begun[prefix:]), self._needed - prefix)
 
     def _ended(self, error: BaseException) -> None:
-        end = self._end
+        self._error = self._error or error
+        listener = self._listener()
         self.deafen()
-        if end is not None:
-            end(error)
+        if listener is not None:
+            listener.no_more_frames(self._error)

@@ -51,7 +51,7 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
 
     def __init__(self, client: Any, **arguments: Any) -> None:
         super().__init__(client, message_accumulator=None, **arguments)
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._unanswered: dict[TopicPartition, RecordBatch] = {}  # all that were handed over
         self._waiting: dict[TopicPartition, RecordBatch] = {}  # those of them that can be sent
         self._waits: set[asyncio.Task[None]] = set()  # for a connection, or to try again
@@ -211,7 +211,7 @@ class LeanSender(Sender):  # type: ignore[misc] # aiokafka has no types
             self.send_ready()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
+        task = self.loop.create_task(work)
         self._waits.add(task)
         task.add_done_callback(self._task_ended)
 
@@ -279,7 +279,7 @@ class _Exchange(SendProduceReqHandler):  # type: ignore[misc]
     def set_exception(self, error: BaseException) -> None:
         """There will be none; what waits is sent when the connection is closed."""
         self._over = True
-        asyncio.get_running_loop().call_soon(self._sender.unanswered, self, error)
+        self._sender.loop.call_soon(self._sender.unanswered, self, error)
 
     # What is asked, and what the answer means.
 

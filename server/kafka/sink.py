@@ -285,12 +285,10 @@ class Sink:
 
     def _answered(self, flight: Flight, error: BaseException | None) -> None:
         flight.answered, flight.error = True, error
-        if flight in self._flights:  # and not of a producer that was abandoned meanwhile
-            if not self._finished:
-                self._round_soon()
-            self._finished.append(flight)
-            if self._last_answer is not None and not self._unanswered() and not self._last_answer.done():
-                self._last_answer.set_result(None)
+        self._finished.append(flight)
+        self._round_soon()
+        if self._last_answer is not None and not self._unanswered() and not self._last_answer.done():
+            self._last_answer.set_result(None)
 
     def _unanswered(self) -> bool:
         return not all(flight.answered for flight in self._flights)
@@ -316,8 +314,10 @@ class Sink:
         """Give what is on its way a bounded time to be confirmed, so that it is not repeated; nothing more is sent."""
         if self._unanswered():
             self._last_answer = asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._last_answer], timeout=_LAST_ANSWERS_SECONDS)
-            self._last_answer = None
+            try:
+                await asyncio.wait([self._last_answer], timeout=_LAST_ANSWERS_SECONDS)
+            finally:
+                self._last_answer = None
         self._take_answers()
         self._progressed()
 

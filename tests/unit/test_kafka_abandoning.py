@@ -7,6 +7,8 @@ import gc
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from server.core.kafka_options import translate
 from server.kafka.producer import Cluster, Producer
 from tests.answers import hand_over
@@ -86,6 +88,22 @@ async def test_who_waits_for_another_connection_to_be_made_connects_no_more() ->
         kafka.greeting[3].set()
         await until(lambda: not kafka.connections)
         assert kafka.produced == []
+
+
+@pytest.mark.filterwarnings("ignore:Unclosed AIOKafkaConnection:ResourceWarning")
+async def test_a_start_that_takes_too_long_leaves_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelled while it waits for metadata, aiokafka forgets the connection over which they were to come.
+
+    It closes it when it is collected, with a warning; a warning that is an error would keep it from that.
+    """
+    monkeypatch.setattr("server.kafka.producer.START_TIMEOUT_SECONDS", 0.1)
+    async with scripted_kafka({0: 1}) as kafka:
+        kafka.describing[1].clear()
+        with pytest.raises(TimeoutError):
+            await Producer.start(Cluster(kafka.bootstrap, translate({})), max_batch_size=1_000)
+        gc.collect()  # what was cancelled holds it in cycles
+        kafka.describing[1].set()
+        await until(lambda: not kafka.connections)
 
 
 async def test_answers_that_several_nodes_owe_are_not_waited_for() -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import create_conn
 from aiokafka.errors import IncompatibleBrokerVersion, KafkaConnectionError, KafkaError, RequestTimedOutError
 from aiokafka.protocol.produce import ProduceResponse_v5, ProduceResponse_v7
 
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from tests.scriptedkafka import ScriptedKafka
 
 TIMEOUT = 0.2
+ATTEMPTS = 10
 LARGE = Request(-1, 1_000, [("t", [(1, bytearray(30_000_000))])])  # more than the sockets of both sides hold
 ANSWER = ProduceResponse_v7([], 0).encode()
 REQUEST = Request(-1, 1_000, [("t", [(0, bytearray(61))])])
@@ -95,24 +100,33 @@ async def test_an_answer_in_time_is_taken_and_those_behind_it_have_their_own_tim
         kafka.answering[1].set()
 
 
-async def test_an_answer_to_another_request_ends_the_connection() -> None:
+async def test_an_answer_to_another_request_ends_the_connection_and_what_came_with_it_is_not_looked_at(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with connected() as (kafka, connection):
         kafka.answering[1].clear()
         answer = produce(connection, REQUEST)
-        connection._handle_frame(struct.pack(">i", 999) + ANSWER)
+        frame = struct.pack(">i", 999) + ANSWER
+        connection._protocol.data_received(2 * (struct.pack(">i", len(frame)) + frame))
         with pytest.raises(KafkaConnectionError) as caught:
             await answer
         assert "instead of" in str(caught.value.__cause__)
+        assert not [record for record in caplog.records if record.levelname == "ERROR"]
         kafka.answering[1].set()
 
 
-async def test_an_answer_that_nobody_waits_for_any_more_is_passed_over() -> None:
+@pytest.mark.parametrize("highest", [7, 5])
+async def test_an_answer_that_nobody_waits_for_any_more_is_passed_over(highest: int) -> None:
+    unnoticed: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unnoticed.append(context))
     async with connected() as (kafka, connection):
+        connection._versions = {**connection._versions, 0: (0, highest)}
         kafka.answering[1].clear()
         given_up, wanted = produce(connection, REQUEST), produce(connection, REQUEST)
         given_up.cancel()
         kafka.answering[1].set()
         await wanted
+    assert not unnoticed
 
 
 async def test_of_a_broker_older_than_kafka_2_1_an_answer_is_taken_and_a_late_one_costs_the_connection_too() -> None:
@@ -167,4 +181,65 @@ async def test_a_broker_that_closes_in_the_middle_of_an_answer_says_so_to_who_as
         with pytest.raises(KafkaConnectionError) as caught:
             await answer
         assert isinstance(caught.value.__cause__, asyncio.IncompleteReadError | ConnectionResetError)
+        kafka.answering[1].set()
+
+
+def test_a_proxy_that_accepts_and_closes_is_noticed_at_once_on_a_busy_loop() -> None:
+    """The end is read before the task goes on that connects; what is written then is answered by nobody."""
+
+    async def connect() -> None:
+        loop = asyncio.get_running_loop()
+        accepting = socket.create_server(("127.0.0.1", 0))
+        accepting.settimeout(10)
+        over = False
+
+        def close() -> None:
+            for _ in range(ATTEMPTS):
+                peer, _ = accepting.accept()
+                peer.close()
+
+        def busy() -> None:
+            time.sleep(0.001)
+            if not over:
+                loop.call_soon(busy)
+
+        closing = loop.run_in_executor(None, close)
+        busy()
+        try:
+            async with asyncio.timeout(10):
+                for _ in range(ATTEMPTS):
+                    with pytest.raises(KafkaConnectionError):
+                        await create_conn("127.0.0.1", accepting.getsockname()[1])
+        finally:
+            over = True
+            try:
+                await closing
+            finally:
+                accepting.close()
+
+    use()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(connect())
+
+
+async def test_who_asked_for_what_is_late_hears_of_it_before_the_connection_looks_closed() -> None:
+    """So it must not ask again then and there: that would go over a connection that is about to be closed."""
+    async with connected() as (kafka, connection):
+        kafka.answering[1].clear()
+        answer = produce(connection, REQUEST)
+        looked: list[bool] = []
+        set_exception = answer.set_exception
+
+        class Asker:
+            done = staticmethod(answer.done)
+
+            def set_exception(self, error: BaseException) -> None:
+                looked.append(connection.connected())
+                set_exception(error)
+
+        number, body, _ = connection._requests.pop()
+        connection._requests.append((number, body, Asker()))
+        with pytest.raises(RequestTimedOutError):
+            await answer
+        assert looked == [True]
         kafka.answering[1].set()

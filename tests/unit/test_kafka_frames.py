@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import weakref
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -27,10 +28,13 @@ class Ear:
         self.protocol = Frames(self.closed, asyncio.StreamReader(loop=loop), loop=loop)
         self.frames: list[bytes] = []
         self.ends: list[BaseException] = []
-        self.protocol.listen(self.hear, self.ends.append)
+        self.protocol.listen(self)
 
-    def hear(self, frame: bytes) -> None:
+    def take_frame(self, frame: bytes) -> None:
         self.frames.append(frame)
+
+    def no_more_frames(self, error: BaseException) -> None:
+        self.ends.append(error)
 
     def receive(self, parts: Iterable[bytes]) -> None:
         for part in parts:
@@ -89,8 +93,8 @@ async def test_a_frame_without_a_size_ends_it() -> None:
 @in_virtual_time
 async def test_behind_a_frame_that_can_not_be_taken_none_is() -> None:
     class Choosy(Ear):
-        def hear(self, frame: bytes) -> None:
-            super().hear(frame)
+        def take_frame(self, frame: bytes) -> None:
+            super().take_frame(frame)
             if frame == b"bad":
                 raise struct.error("too short")
 
@@ -103,8 +107,8 @@ async def test_behind_a_frame_that_can_not_be_taken_none_is() -> None:
 @in_virtual_time
 async def test_who_stops_listening_hears_no_frame_of_the_same_read_and_no_end() -> None:
     class Sated(Ear):
-        def hear(self, frame: bytes) -> None:
-            super().hear(frame)
+        def take_frame(self, frame: bytes) -> None:
+            super().take_frame(frame)
             self.protocol.deafen()
 
     ear = Sated()
@@ -112,3 +116,27 @@ async def test_who_stops_listening_hears_no_frame_of_the_same_read_and_no_end() 
     ear.protocol.connection_lost(ConnectionResetError())
     assert ear.frames == [b"enough"]
     assert not ear.ends
+
+
+@in_virtual_time
+async def test_an_end_that_comes_before_anybody_listens_is_told() -> None:
+    """So it is with uvloop, and a proxy that closes at once because there is nothing behind it."""
+    ear = Ear()
+    late = Frames(ear.closed, asyncio.StreamReader(), loop=asyncio.get_running_loop())
+    late.eof_received()
+    late.connection_lost(ConnectionResetError("what comes of writing then"))
+    late.listen(ear)
+    assert not ear.ends, "who listens is not ready yet"
+    await asyncio.sleep(0)
+    (error,) = ear.ends
+    assert isinstance(error, asyncio.IncompleteReadError)
+
+
+@in_virtual_time
+async def test_it_keeps_nobody_alive() -> None:
+    ear = Ear()
+    protocol, gone = ear.protocol, weakref.ref(ear)
+    del ear
+    assert gone() is None
+    protocol.data_received(wire(b"for nobody"))
+    protocol.connection_lost(None)

@@ -623,9 +623,23 @@ async def test_a_connection_lost_just_before_the_end_has_nothing_sent_again() ->
         desk.nodes.answer(KafkaConnectionError("closed"))
         await desk.producer.end(1)
         await asyncio.sleep(10 * RETRY_SECONDS)
+        assert not desk.nodes.asked
         assert not desk.nodes.requests
         assert not desk.producer._sender._waits
         assert not sent.done()
+
+
+@in_virtual_time
+async def test_while_a_connection_is_being_closed_nothing_is_sent_over_it() -> None:
+    async with sending({0: 1, 1: 1}) as desk:
+        sent, waiting = desk.send(0), desk.send(1)
+        asker = desk.nodes.owed[0][2]
+        desk.nodes.answer(RequestTimedOutError())
+        assert asker.done(), "or the connection would tell it again when it closes"
+        assert not desk.nodes.requests
+        await until(lambda: desk.nodes.requests)
+        desk.nodes.answer()
+        await asyncio.gather(sent, waiting)
 
 
 @in_virtual_time

@@ -257,6 +257,68 @@ async def test_an_arrival_is_confirmed_once_all_its_partitions_are(kafka: FakeKa
         assert arrival.open_parts == 0
 
 
+@in_virtual_time
+async def test_what_is_answered_together_is_accounted_for_as_a_whole(kafka: FakeKafka) -> None:
+    """Two arrivals of different age, on several partitions: messages, bytes, and how long each waited."""
+    kafka.topics["k"] = 16
+    kafka.judge = lambda _: STALL
+    async with writing(kafka) as desk:
+        await until(lambda: desk.state is None)
+        desk.arrive(*(Message(b"x", f"a{number}") for number in range(10)))
+        await asyncio.sleep(1)
+        free = [number for number in range(200) if _partition(desk, f"b{number}") not in _taken(kafka)][:3]
+        desk.arrive(*(Message(b"x", f"b{number}") for number in free))
+        await asyncio.sleep(1)
+        assert sum(len(sent.records) for sent in kafka.sent) == 13
+        for sent in kafka.sent:
+            sent.answer()
+        await desk.sink.drained()
+        assert desk.books.delivered_messages == 13
+        assert desk.books.delivered_bytes == sum(sent.size for sent in kafka.sent)
+        assert desk.books.waits == [(2.0, 10), (1.0, 3)]
+
+
+def _partition(desk: Desk, topic: str) -> int:
+    main = desk.sink._outbox.main
+    return main.lane(desk.sink._outbox._shape.route(topic)).partition
+
+
+def _taken(kafka: FakeKafka) -> set[int]:
+    return {sent.partition for sent in kafka.sent}
+
+
+@in_virtual_time
+async def test_dead_letters_answered_together_are_all_counted(kafka: FakeKafka) -> None:
+    kafka.topics["dead"] = 16
+    kafka_target = {"topic": "k", "key": "{topic[1]}"}
+    async with writing(kafka, on_poison="dead_letter", dead_letter_topic="dead", kafka=kafka_target) as desk:
+        desk.arrive(*(Message(b"x", f"short{number}") for number in range(10)))
+        await desk.sink.drained()
+        assert len({sent.partition for sent in kafka.sent}) > 1
+        assert (desk.books.dead_letters, desk.books.delivered_messages) == (10, 0)
+
+
+@in_virtual_time
+async def test_behind_a_failure_the_last_answer_is_waited_for_and_no_longer(kafka: FakeKafka) -> None:
+    kafka.topics["k"] = 16
+    kafka.judge = lambda _: STALL
+    async with writing(kafka) as desk:
+        desk.arrive(*(Message(b"x", f"t{number}") for number in range(30)))
+        await until(lambda: len(kafka.sent) > 1)
+        failing, *others = kafka.sent
+        kafka.judge = lambda _: CONFIRM
+        failing.answer(KafkaError("a failure"))
+        await asyncio.sleep(1)
+        assert kafka.open_producers
+        for sent in others:
+            sent.answer()
+        began = now()
+        await until(lambda: not kafka.open_producers)
+        assert now() - began < 0.1
+        await desk.sink.drained()
+        assert sum(len(kafka.values("k", partition)) for partition in range(16)) == 30
+
+
 # --- when to send -----------------------------------------------------------------------------------------------------
 
 
