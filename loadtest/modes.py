@@ -116,13 +116,13 @@ def live(
         if not run.command.subscribes:
             run.establish()
         run.start()
+        # They take as long to be ready as the forwarder does.
+        workers = stack.enter_context(publishers(site.mqtt, run.task.prefix, workload))
+        reader = stack.enter_context(reading(_reader_task(run, workload, live=True))) if paced else None
         run.wait_until_forwarding()
         run.wait_until_idle()
-        workers = stack.enter_context(publishers(site.mqtt, run.task.prefix, workload))
         pids = run.pids() | {worker.name: worker.pid for worker in workers}
-        reader = None
-        if paced:
-            reader = stack.enter_context(reading(_reader_task(run, workload, live=True)))
+        if reader is not None:
             pids["reader"] = reader.pid
         already = run.topic.records()
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 BATCH = 20_000
 POLL_SECONDS = 0.05
+FETCH_MILLIS = 50
 OFFSETS_TIMEOUT = 20.0
 # What arrives in the same half second is one point of a plot.
 BIN_NS = 500_000_000
@@ -97,6 +98,8 @@ class Reader:
                 "enable.auto.commit": False,
                 "enable.partition.eof": False,
                 "fetch.min.bytes": 1,
+                # A node answers in order: what is asked behind a fetch that finds nothing waits as long as it does.
+                "fetch.wait.max.ms": FETCH_MILLIS,
                 "fetch.message.max.bytes": 8 << 20,
                 "queued.max.messages.kbytes": 256 << 10,
                 "check.crcs": False,
