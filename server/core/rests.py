@@ -23,6 +23,10 @@ LONGEST_SECONDS = 0.5
 # much less, for much waits there: perhaps at a broker that keeps few in flight, and drops what is too much.
 GATHERED = 4
 GATHERED_BYTES = 16 * 1024
+# Messages in a read from which on even the shortest rest is longer, and by how much at the most: what is asked of a
+# few thousand messages a second is a quarter of the CPU, of one thousand a third (issue 5; 0012 has the figures).
+MUCH = 16
+LONGER = 1.5
 
 
 class Rests:
@@ -40,7 +44,8 @@ class Rests:
     def after(self, messages: int, size: int) -> float:
         """How long to rest after a read of so many messages that hold `size` bytes (seconds)."""
         share = min(1.0, (GATHERED / messages) ** 2, GATHERED_BYTES / size)
-        return max(self._shortest, self.seconds * share)
+        longer = 1.0 if self._fixed else min(LONGER, max(1.0, messages / MUCH))
+        return max(self._shortest * longer, self.seconds * share)
 
     def sampled(self, lag: float, readers: int) -> None:
         """The loop was so late (seconds) when it was looked at, with so many readers."""

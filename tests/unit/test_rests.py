@@ -11,7 +11,9 @@ from server.core.rests import (
     GATHERED_BYTES,
     LATE_SAMPLES,
     LATE_SECONDS,
+    LONGER,
     LONGEST_SECONDS,
+    MUCH,
     SECONDS_PER_READER,
     Rests,
 )
@@ -57,7 +59,14 @@ def test_a_read_that_brought_many_is_followed_by_a_shorter_rest() -> None:
     assert rests.after(1, 600) == rests.after(GATHERED, GATHERED_BYTES) == longest
     assert rests.after(5 * GATHERED, 600) == pytest.approx(longest / 25)
     assert rests.after(1, 4 * GATHERED_BYTES) == pytest.approx(longest / 4)
-    assert rests.after(100_000, 10**8) == SHORTEST
+    assert rests.after(100_000, 10**8) == SHORTEST * LONGER
+
+
+def test_the_shortest_rest_is_longer_where_much_comes() -> None:
+    rests = Rests(SHORTEST)
+    assert rests.after(1, 600) == rests.after(MUCH, 600) == SHORTEST
+    assert rests.after(MUCH * 5 // 4, 600) == pytest.approx(SHORTEST * 1.25)
+    assert rests.after(MUCH * 2, 600) == rests.after(100_000, 10**8) == pytest.approx(SHORTEST * LONGER)
 
 
 def test_few_readers_never_rest_longer() -> None:
@@ -74,7 +83,7 @@ def test_when_readers_go_so_do_their_rests() -> None:
 def test_what_is_configured_never_changes(rests: Rests) -> None:
     before = rests.seconds
     assert _sampled(rests, LATE, 100) == before
-    assert rests.after(1, 600) == before
+    assert rests.after(1, 600) == rests.after(100_000, 10**8) == before
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.integers(0, 5_000), st.integers(1, 10_000), st.integers(1, 10**8))))
@@ -84,7 +93,8 @@ def test_a_rest_is_never_shorter_than_the_shortest_nor_longer_than_the_readers_a
     rests = Rests(SHORTEST)
     for lag, readers, messages, size in samples:
         rests.sampled(lag, readers)
-        assert SHORTEST <= rests.after(messages, size) <= rests.after(1, 600) == rests.seconds
+        assert SHORTEST <= rests.after(messages, size) <= max(rests.seconds, SHORTEST * LONGER)
+        assert rests.after(1, 600) == rests.seconds
         assert rests.seconds <= max(SHORTEST, min(SECONDS_PER_READER * readers, LONGEST_SECONDS))
 
 
