@@ -51,14 +51,15 @@ class Pace:
 
         `in_flight` messages are not acknowledged, these included.
         """
-        rest = self._rests.after(messages, size)
+        full = in_flight >= FULL * self._most
+        rest = self._rests.after(messages, size, full=full)
         if not rest or in_flight >= self._receive_maximum:
             return 0.0
         self._messages += messages
         if in_flight > self._most:
             self._most = in_flight
             self._measure(now)
-        elif in_flight >= FULL * self._most:
+        elif full:
             self._full += 1
         seconds = now - self._since
         if self._rate is not None:

@@ -23,10 +23,9 @@ LONGEST_SECONDS = 0.5
 # much less, for much waits there: perhaps at a broker that keeps few in flight, and drops what is too much.
 GATHERED = 4
 GATHERED_BYTES = 16 * 1024
-# Messages in a read from which on even the shortest rest is longer, and by how much at the most: what is asked of a
-# few thousand messages a second is a quarter of the CPU, of one thousand a third (issue 5; 0012 has the figures).
+# More messages in a read than that, and even the shortest rest is longer: 0012 says why, and what it saves.
 MUCH = 16
-LONGER = 1.5
+LONGER = 4 / 3
 
 
 class Rests:
@@ -41,10 +40,13 @@ class Rests:
         self._fixed = fixed
         self._late = 0  # samples in a row
 
-    def after(self, messages: int, size: int) -> float:
-        """How long to rest after a read of so many messages that hold `size` bytes (seconds)."""
+    def after(self, messages: int, size: int, *, full: bool) -> float:
+        """How long to rest after a read of so many messages that hold `size` bytes (seconds).
+
+        `full` says that the broker's window may be: it sends no more until the rest is over, and what comes queues.
+        """
         share = min(1.0, (GATHERED / messages) ** 2, GATHERED_BYTES / size)
-        longer = 1.0 if self._fixed else min(LONGER, max(1.0, messages / MUCH))
+        longer = LONGER if messages > MUCH and not full and not self._fixed else 1.0
         return max(self._shortest * longer, self.seconds * share)
 
     def sampled(self, lag: float, readers: int) -> None:

@@ -49,7 +49,7 @@ class Frames(AIOKafkaProtocol):  # type: ignore[misc] # aiokafka has no types
         self._begun = bytearray()  # a frame that lacks more, with its length
         self._needed = 0  # how many bytes it has when it is whole
         self._listener: Callable[[], Listener | None] = _nobody
-        self._error: BaseException | None = None  # what ended it
+        self._error: BaseException | None = None  # what ended it before anybody listened
 
     def listen(self, listener: Listener) -> None:
         """Hand all that comes on from here. Nothing has come before, but the end may have."""
@@ -113,8 +113,9 @@ class Frames(AIOKafkaProtocol):  # type: ignore[misc] # aiokafka has no types
         return asyncio.IncompleteReadError(bytes(self._begun[prefix:]), self._needed - prefix)
 
     def _ended(self, error: BaseException) -> None:
-        self._error = self._error or error
         listener = self._listener()
         self.deafen()
         if listener is not None:
-            listener.no_more_frames(self._error)
+            listener.no_more_frames(error)
+        elif self._error is None:
+            self._error = error

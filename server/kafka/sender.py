@@ -277,7 +277,7 @@ class _Exchange(SendProduceReqHandler):  # type: ignore[misc]
         self._sender.answered(self, answer)
 
     def set_exception(self, error: BaseException) -> None:
-        """There will be none; what waits is sent when the connection is closed."""
+        """There will be none; that is acted on in the next turn of the event loop."""
         self._over = True
         self._sender.loop.call_soon(self._sender.unanswered, self, error)
 

@@ -95,6 +95,19 @@ def test_rests_that_are_long_for_many_readers_are_no_queue_for_the_broker_of_one
     assert broker.most_queued < 1_000
 
 
+@pytest.mark.parametrize(("window", "before", "after"), [(20, 2_000, 3_000), (50, 5_000, 7_000)])
+def test_rests_that_are_longer_where_much_comes_leave_a_small_window_its_rate(
+    window: int, before: int, after: int
+) -> None:
+    """A window a rest of 6 ms is enough, though after a quieter time it takes long until a trial is due."""
+    pace = Pace(Rests(0.006), 65_534)
+    Broker(window, before, seconds_to_kafka=0.002).run(pace, 30.0)
+    broker = Broker(window, after, seconds_to_kafka=0.002)
+    rate, _ = broker.run(pace, 30.0)
+    assert rate == pytest.approx(after, rel=0.02)
+    assert broker.most_queued < 1_000
+
+
 def test_a_window_that_is_never_quite_full_is_seen_too() -> None:
     """At QoS 2 some of it is on its way between PUBREC and PUBCOMP, and reads find more or less of that."""
     pace = Pace(Rests(REST), 65_534)

@@ -22,6 +22,10 @@ SHORTEST = 0.006
 LATE, IN_TIME = LATE_SECONDS * 2, LATE_SECONDS / 2
 
 
+def _after(rests: Rests, messages: int, size: int) -> float:
+    return rests.after(messages, size, full=False)
+
+
 def _sampled(rests: Rests, lag: float, times: int, readers: int = 1_000) -> float:
     for _ in range(times):
         rests.sampled(lag, readers)
@@ -56,17 +60,17 @@ def test_once_it_is_in_time_again_rests_become_short_again() -> None:
 def test_a_read_that_brought_many_is_followed_by_a_shorter_rest() -> None:
     rests = Rests(SHORTEST)
     longest = _sampled(rests, LATE, 40)
-    assert rests.after(1, 600) == rests.after(GATHERED, GATHERED_BYTES) == longest
-    assert rests.after(5 * GATHERED, 600) == pytest.approx(longest / 25)
-    assert rests.after(1, 4 * GATHERED_BYTES) == pytest.approx(longest / 4)
-    assert rests.after(100_000, 10**8) == SHORTEST * LONGER
+    assert _after(rests, 1, 600) == _after(rests, GATHERED, GATHERED_BYTES) == longest
+    assert _after(rests, 5 * GATHERED, 600) == pytest.approx(longest / 25)
+    assert _after(rests, 1, 4 * GATHERED_BYTES) == pytest.approx(longest / 4)
+    assert _after(rests, 100_000, 10**8) == SHORTEST * LONGER
 
 
-def test_the_shortest_rest_is_longer_where_much_comes() -> None:
+def test_the_shortest_rest_is_longer_where_much_comes_and_there_is_room_for_more() -> None:
     rests = Rests(SHORTEST)
-    assert rests.after(1, 600) == rests.after(MUCH, 600) == SHORTEST
-    assert rests.after(MUCH * 5 // 4, 600) == pytest.approx(SHORTEST * 1.25)
-    assert rests.after(MUCH * 2, 600) == rests.after(100_000, 10**8) == pytest.approx(SHORTEST * LONGER)
+    assert _after(rests, 1, 600) == _after(rests, MUCH, 600) == SHORTEST
+    assert _after(rests, MUCH + 1, 600) == _after(rests, 100_000, 10**8) == SHORTEST * LONGER
+    assert rests.after(MUCH + 1, 600, full=True) == SHORTEST
 
 
 def test_few_readers_never_rest_longer() -> None:
@@ -83,7 +87,7 @@ def test_when_readers_go_so_do_their_rests() -> None:
 def test_what_is_configured_never_changes(rests: Rests) -> None:
     before = rests.seconds
     assert _sampled(rests, LATE, 100) == before
-    assert rests.after(1, 600) == rests.after(100_000, 10**8) == before
+    assert _after(rests, 1, 600) == _after(rests, 100_000, 10**8) == before
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.integers(0, 5_000), st.integers(1, 10_000), st.integers(1, 10**8))))
@@ -93,8 +97,8 @@ def test_a_rest_is_never_shorter_than_the_shortest_nor_longer_than_the_readers_a
     rests = Rests(SHORTEST)
     for lag, readers, messages, size in samples:
         rests.sampled(lag, readers)
-        assert SHORTEST <= rests.after(messages, size) <= max(rests.seconds, SHORTEST * LONGER)
-        assert rests.after(1, 600) == rests.seconds
+        assert SHORTEST <= _after(rests, messages, size) <= max(rests.seconds, SHORTEST * LONGER)
+        assert _after(rests, 1, 600) == rests.seconds
         assert rests.seconds <= max(SHORTEST, min(SECONDS_PER_READER * readers, LONGEST_SECONDS))
 
 
@@ -103,9 +107,9 @@ def test_a_process_with_more_to_do_than_time_comes_to_have_time_to_spare(cost: f
     """`cost` seconds for whatever is read at once, and 1,000 readers with `each` messages a second."""
     rests, busy = Rests(SHORTEST), list[float]()
     for _ in range(400):
-        messages = max(1.0, rests.after(1, 600) * each)
+        messages = max(1.0, _after(rests, 1, 600) * each)
         for _ in range(50):  # a rest depends on what the one before brought
-            messages = max(1.0, rests.after(round(messages), 600) * each)
+            messages = max(1.0, _after(rests, round(messages), 600) * each)
         load = 1_000 * each / messages * cost
         busy.append(load)
         rests.sampled(0.2 if load >= 1 else IN_TIME, 1_000)
