@@ -25,3 +25,13 @@ def hand_over(
 
     producer.hand_over(batch, topic, partition, answered)
     return future
+
+
+def send(producer: Producer | LeanProducer, topic: str, partition: int, *values: bytes) -> asyncio.Future[None]:
+    """Send a batch of these values; the future is that of `hand_over`."""
+    batch = producer.create_batch()
+    for value in values:
+        assert batch.append(timestamp=None, key=None, value=value) is not None
+    future = hand_over(producer, batch, topic, partition)
+    producer.flush()
+    return future

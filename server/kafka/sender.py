@@ -294,14 +294,7 @@ class _Exchange(SendProduceReqHandler):  # type: ignore[misc]
 
     def handle_response(self, response: Any) -> None:
         """Take the answers; a batch that the response says nothing of would wait for ever."""
-        for topic, answers in response.topics:
-            for answer in answers:
-                partition, code = answer[0], answer[1]
-                if not code and (batch := self._batches.get((topic, partition))) is not None:
-                    batch.done()
-        if all(batch.over for batch in self.batches):
-            return
-        super().handle_response(response)  # what the codes mean
+        super().handle_response(response)
         for batch in self.batches:
             if not batch.over and batch not in self.again:
                 at = batch.at
@@ -337,8 +330,8 @@ class LeanProducer(AIOKafkaProducer):  # type: ignore[misc]
             retry_backoff_ms=retry_backoff_ms,
             request_timeout_ms=self._request_timeout_ms,
         )
-        accumulator = self._message_accumulator
-        self._batch_bytes, self._compression = accumulator._batch_size, accumulator._compression_type  # noqa: SLF001
+        options = self._message_accumulator  # where aiokafka keeps them, with its defaults
+        self._batch_bytes, self._compression = options._batch_size, options._compression_type  # noqa: SLF001 - as above
 
     def create_batch(self) -> RecordBatch:
         """An empty batch."""

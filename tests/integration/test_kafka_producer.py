@@ -11,7 +11,7 @@ from aiokafka.structs import TopicPartition
 
 from server.core.kafka_options import translate
 from server.kafka.producer import Cluster, Producer
-from tests.answers import hand_over
+from tests.answers import send
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,15 +25,6 @@ async def _producer(kafka: KafkaCluster, topic: str) -> Producer:
     return producer
 
 
-def _send(producer: Producer, topic: str, partition: int, *values: bytes) -> asyncio.Future[Any]:
-    batch = producer.create_batch()
-    for value in values:
-        assert batch.append(timestamp=None, key=None, value=value) is not None
-    future = hand_over(producer, batch, topic, partition)
-    producer.flush()
-    return future
-
-
 async def test_a_confirmed_batch_is_in_kafka(kafka: KafkaCluster, kafka_topic: Callable[..., Awaitable[str]]) -> None:
     topic = await kafka_topic("producer", partitions=3)
     producer = await _producer(kafka, topic)
@@ -42,7 +33,7 @@ async def test_a_confirmed_batch_is_in_kafka(kafka: KafkaCluster, kafka_topic: C
         assert producer.leaderless(topic) == []
         assert not producer.may_not_see(topic)
         assert producer.partitions("never-heard-of") == 0
-        await _send(producer, topic, 2, b"1", b"2")
+        await send(producer, topic, 2, b"1", b"2")
         assert await producer.ask_for_metadata()
     finally:
         await producer.abandon()
@@ -60,7 +51,7 @@ async def test_a_partitions_sequence_numbers_begin_anew_after_two_thousand_milli
         producer._producer._txn_manager._sequence_numbers[TopicPartition(topic, 0)] = 2**31 - left - 1
         for batch in (b"abc", b"de", b"f"):
             async with asyncio.timeout(20):
-                await _send(producer, topic, 0, *(bytes([each]) for each in batch))
+                await send(producer, topic, 0, *(bytes([each]) for each in batch))
     finally:
         await producer.abandon()
     assert b"".join([record.value or b"" for record in await kafka.read_all(topic)]) == b"abcdef"
@@ -72,11 +63,11 @@ async def test_what_was_never_sent_is_not_sent_after_abandon(own_kafka: Callable
     topic = await kafka.create_topic("frozen", partitions=8)
     producer = await _producer(kafka, topic)
     for partition in range(8):
-        await _send(producer, topic, partition, b"before")
+        await send(producer, topic, partition, b"before")
     kafka.pause()
-    futures = [_send(producer, topic, partition, b"frozen") for partition in range(4)]
+    futures = [send(producer, topic, partition, b"frozen") for partition in range(4)]
     await asyncio.sleep(1)  # the requests are in Kafka's socket
-    futures += [_send(producer, topic, partition, b"late") for partition in range(4, 8)]
+    futures += [send(producer, topic, partition, b"late") for partition in range(4, 8)]
     await asyncio.wait(futures, timeout=1)
     loop = asyncio.get_running_loop()
     begin = loop.time()
@@ -87,14 +78,14 @@ async def test_what_was_never_sent_is_not_sent_after_abandon(own_kafka: Callable
         assert future.done()
         assert future.exception() is not None
     with pytest.raises(KafkaError, match="abandoned"):
-        _send(producer, topic, 0, b"later")
+        send(producer, topic, 0, b"later")
     # Whatever Kafka still finds in its socket it takes at once; after that nothing may come.
     await asyncio.sleep(3)
     settled = await kafka.end_offsets(topic)
     fresh = await _producer(kafka, topic)
     try:
         for partition in range(8):
-            await _send(fresh, topic, partition, b"after")
+            await send(fresh, topic, partition, b"after")
     finally:
         await fresh.abandon()
     await asyncio.sleep(5)
@@ -110,7 +101,7 @@ async def test_nothing_is_left_running_after_abandon(own_kafka: Callable[..., Ka
     before = asyncio.all_tasks()
     producer = await _producer(kafka, topic)
     kafka.kill()
-    future = _send(producer, topic, 0, b"lost")
+    future = send(producer, topic, 0, b"lost")
     await asyncio.sleep(1)
     await producer.abandon()
     with pytest.raises(Exception, match=r"abandoned|closed|Cancel"):
@@ -132,12 +123,12 @@ async def test_a_connection_that_uvloop_has_closed_already_is_replaced(
         raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
 
     try:
-        await _send(producer, topic, 0, b"before")
+        await send(producer, topic, 0, b"before")
         for connection in _connections(producer):
             monkeypatch.setattr(connection._writer, "write", closed)
             monkeypatch.setattr(connection._writer, "writelines", closed)
         asked = producer.ask_for_metadata()
-        sent = _send(producer, topic, 0, b"after")
+        sent = send(producer, topic, 0, b"after")
         async with asyncio.timeout(10):
             await asyncio.gather(asked, sent)
         producer.check()
@@ -151,7 +142,7 @@ async def test_a_client_whose_own_task_has_crashed_is_noticed_and_still_ends(
 ) -> None:
     topic = await kafka_topic("crashed", partitions=1)
     producer = await _producer(kafka, topic)
-    await _send(producer, topic, 0, b"before")
+    await send(producer, topic, 0, b"before")
     client = producer._producer.client
 
     async def crash(*_: object) -> bool:

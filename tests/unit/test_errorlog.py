@@ -17,7 +17,7 @@ from server.core.lifecycle import Reason
 from server.kafka import errorlog
 from server.kafka.errorlog import Complaints, ErrorLog, current_complaints, listen
 from server.kafka.producer import Cluster, Producer
-from tests.answers import hand_over
+from tests.answers import send
 from tests.realtime import until
 from tests.scriptedkafka import scripted_kafka
 
@@ -191,23 +191,15 @@ def test_it_listens_once(installed: ErrorLog) -> None:
     assert [logging.getLogger(name).filters.count(installed) for name in _LOGGERS] == [1, 1, 1, 1]
 
 
-async def _send(producer: Producer) -> asyncio.Future[None]:
-    batch = producer.create_batch()
-    batch.append(timestamp=None, key=None, value=b"v")
-    answer = hand_over(producer, batch, "t", 0)
-    producer.flush()
-    return answer
-
-
 async def _refused_while_another_listens() -> None:
     async with scripted_kafka({0: 1}) as kafka:
         mine = listen()
         producer = await Producer.start(Cluster(kafka.bootstrap, translate({})), max_batch_size=1_000)
         await producer.fetch_metadata(["t"])
-        await (await _send(producer))
+        await send(producer, "t", 0, b"v")
         theirs = listen()
         kafka.verdict = NotEnoughReplicasError.errno
-        refused = await _send(producer)
+        refused = send(producer, "t", 0, b"v")
         await until(lambda: mine.refusal("t", since=0.0))
         assert mine.refusal("t", since=0.0) is NotEnoughReplicasError
         assert theirs.latest() is None

@@ -11,7 +11,7 @@ import pytest
 
 from server.core.kafka_options import translate
 from server.kafka.producer import Cluster, Producer
-from tests.answers import hand_over
+from tests.answers import send
 from tests.realtime import until
 from tests.scriptedkafka import TASK, ScriptedKafka, scripted_kafka
 
@@ -38,17 +38,9 @@ async def started(leaders: dict[int, int]) -> AsyncIterator[tuple[ScriptedKafka,
     assert reported == []
 
 
-def send(producer: Producer, partition: int, value: bytes = b"v") -> asyncio.Future[Any]:
-    batch = producer.create_batch()
-    assert batch.append(timestamp=None, key=None, value=value) is not None
-    future = hand_over(producer, batch, "t", partition)
-    producer.flush()
-    return future
-
-
 async def all_connected(kafka: ScriptedKafka, producer: Producer) -> None:
     for partition in kafka.leaders:
-        await send(producer, partition)
+        await send(producer, "t", partition, b"v")
     kafka.produced.clear()
 
 
@@ -65,7 +57,7 @@ async def test_a_connection_in_the_making_is_given_up() -> None:
     async with started({0: 1, 1: 2}) as (kafka, producer):
         await all_connected(kafka, producer)
         await unconnected(kafka, producer, 2)
-        future = send(producer, 1)
+        future = send(producer, "t", 1, b"v")
         await until(lambda: kafka.ungreeted)
         abandoning = asyncio.create_task(producer.abandon())
         await asyncio.sleep(0)
@@ -80,7 +72,7 @@ async def test_who_waits_for_another_connection_to_be_made_connects_no_more() ->
     async with started({0: 1, 1: 2, 2: 3}) as (kafka, producer):
         await all_connected(kafka, producer)
         await unconnected(kafka, producer, 2, 3)
-        futures = [send(producer, 1), send(producer, 2)]
+        futures = [send(producer, "t", 1, b"v"), send(producer, "t", 2, b"v")]
         await until(lambda: kafka.ungreeted)
         await producer.abandon()
         assert all(future.exception() is not None for future in futures)
@@ -111,7 +103,7 @@ async def test_answers_that_several_nodes_owe_are_not_waited_for() -> None:
         await all_connected(kafka, producer)
         for node in (1, 2, 3):
             kafka.answering[node].clear()
-        futures = [send(producer, partition) for partition in (0, 1, 2)]
+        futures = [send(producer, "t", partition, b"v") for partition in (0, 1, 2)]
         await until(lambda: len(kafka.produced) == 3)
         async with asyncio.timeout(1):
             await producer.abandon()
@@ -124,7 +116,7 @@ async def test_what_a_node_has_not_read_yet_is_not_written_later() -> None:
     async with started({0: 1, 1: 1}) as (kafka, producer):
         await all_connected(kafka, producer)
         kafka.reading[1].clear()
-        futures = [send(producer, 0), send(producer, 1, LARGE)]
+        futures = [send(producer, "t", 0, b"v"), send(producer, "t", 1, LARGE)]
         await until(lambda: kafka.produced)  # it was reading already
         await asyncio.wait(futures[:1])
         await until(lambda: _unwritten(producer))
