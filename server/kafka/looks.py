@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from server.kafka.lanes import Flight
+    from server.ticks import Ticks, Turn
 
 # How long after a batch was sent nothing can be seen of it but its answer.
 STALL_SECONDS = 3.0
@@ -20,13 +20,13 @@ CLOCK_SECONDS = 0.001  # what uvloop's timers can tell apart
 class Looks:
     """One timer, which is moved only if it would come too late: there are hundreds of batches a second."""
 
-    def __init__(self, flights: Collection[Flight], due: Callable[[], None]) -> None:
+    def __init__(self, flights: Collection[Flight], due: Callable[[], None], ticks: Ticks) -> None:
         self._flights = flights
         self._due = due
-        self._loop = asyncio.get_running_loop()
+        self._ticks = ticks
         self._planned = 0.0
-        self._timer: asyncio.Handle | None = None
-        self._timer_at = 0.0  # uvloop's handles don't all know their time
+        self._timer: Turn | None = None
+        self._timer_at = 0.0
         self.due = True
 
     def now(self) -> None:
@@ -63,7 +63,7 @@ class Looks:
             self._timer = None
         if self._timer is None:
             self._timer_at = at
-            self._timer = self._loop.call_later(at - time.monotonic(), self._wake)
+            self._timer = self._ticks.call_at(at, self._wake)
 
     def _wake(self) -> None:
         """Look, unless what was in flight when the timer was set has been answered meanwhile."""

@@ -24,6 +24,7 @@ from server.kafka.oauth import Tokens
 from server.kafka.questions import Questions
 from server.kafka.sender import LeanProducer
 from server.kafka.tls import ConfigurationError, ReloadedContext
+from server.ticks import Ticks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -107,6 +108,7 @@ class Cluster:
     options: KafkaOptions
     sinks: int = 0
     questions: Questions = field(default_factory=Questions, init=False, repr=False)
+    ticks: Ticks = field(default_factory=Ticks, init=False, repr=False)
     rests: Rests = field(init=False, repr=False)
     _context: ReloadedContext | None = field(init=False, repr=False)
     _tokens: Tokens | None = field(init=False, repr=False)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 QUESTION_SECONDS = 5.0
-QUESTIONS_PER_SECOND = 8.0
+QUESTIONS_PER_SECOND = 4.0
 IN_DOUBT_PER_SECOND = 100.0
 # One broker of several that is away makes some questions go unanswered, again and again.
 DOUBT_SECONDS = 30.0

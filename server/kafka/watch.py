@@ -45,7 +45,7 @@ class Watch:
         report: Callable[[Reason | None], None],
         due: Callable[[], None],
     ) -> None:
-        self.looks = Looks(flights, due)
+        self.looks = Looks(flights, due, cluster.ticks)
         self._questions = cluster.questions
         self._flights = flights
         self._servers = cluster.bootstrap_servers

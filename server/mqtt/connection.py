@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from server.core.subscription import Subscription
     from server.mqtt.port import Granted, Message, Receiver, SessionRequest
     from server.mqtt.readbuffer import SharedBuffer
+    from server.ticks import Ticks, Turn
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 PINGRESP_TIMEOUT_SECONDS = 10.0
@@ -53,7 +54,7 @@ class BaseConnection(ABC):
     PINGRESP and `closed` when the socket is gone; it supplies what stands below as abstract.
     """
 
-    def __init__(self, request: SessionRequest, receiver: Receiver, shared: SharedBuffer) -> None:
+    def __init__(self, request: SessionRequest, receiver: Receiver, shared: SharedBuffer, ticks: Ticks) -> None:
         self._request = request
         self._receiver = receiver
         self._loop = asyncio.get_running_loop()
@@ -62,8 +63,10 @@ class BaseConnection(ABC):
         self._granted: Granted | None = None
         self._connack: asyncio.Future[None] = self._loop.create_future()
         self._keep_alive = request.broker.keep_alive
-        self._keep_alive_timer: asyncio.TimerHandle | None = None
-        self._judge_timer: asyncio.TimerHandle | None = None
+        self._ticks = ticks
+        self._ping_at = 0.0  # by the loop's clock
+        self._next_ping: Turn | None = None
+        self._judgement: Turn | None = None
         self._silent_since: float | None = None
         self._pings: deque[Callable[[], None] | None] = deque()  # unanswered, with whom to call
         self._reading_paused = False
@@ -390,18 +393,22 @@ class BaseConnection(ABC):
     def take_pingresp(self) -> None:
         """The broker answered a PINGREQ."""
         self._silent_since = None
+        if self._judgement is not None:
+            self._judgement.cancel()
+            self._judgement = None
         call = self._pings.popleft() if self._pings else None
         if call is not None:
             call()
 
     def _schedule_ping(self) -> None:
         # PINGREQs go out at a steady pace, also while reading is paused, so that the broker keeps us.
-        self._keep_alive_timer = self._loop.call_at(tick_within(self._loop.time(), self._keep_alive), self._ping)
+        self._ping_at = tick_within(self._loop.time(), self._keep_alive)
+        self._next_ping = self._ticks.call_at(self._ping_at, self._ping)
 
     def _ping(self) -> None:
         if self._silent_since is None:
             self._silent_since = time.monotonic()
-            self._judge_timer = self._loop.call_later(PINGRESP_TIMEOUT_SECONDS, self._judge_pingresp)
+            self._judgement = self._ticks.call_at(self._ping_at + PINGRESP_TIMEOUT_SECONDS, self._judge_pingresp)
         self._send_ping(None)
         self._schedule_ping()
 
@@ -421,13 +428,13 @@ class BaseConnection(ABC):
         unread = self._reading_paused or self._rest_timer is not None
         if unread or silent_for < PINGRESP_TIMEOUT_SECONDS:
             remaining = PINGRESP_TIMEOUT_SECONDS if unread else PINGRESP_TIMEOUT_SECONDS - silent_for
-            self._judge_timer = self._loop.call_later(remaining, self._judge_pingresp)
+            self._judgement = self._ticks.call_at(self._loop.time() + remaining, self._judge_pingresp)
             return
         silence = f"the broker did not answer PINGREQ within {PINGRESP_TIMEOUT_SECONDS:g} s"
         unheard = silent_for if self._heard_at is None else now - self._heard_at
         self._abort(Ended(Reason("mqtt_keep_alive", silence), unheard_seconds=unheard))
 
     def _cancel_timers(self) -> None:
-        for timer in (self._keep_alive_timer, self._judge_timer, self._rest_timer):
+        for timer in (self._next_ping, self._judgement, self._rest_timer):
             if timer is not None:
                 timer.cancel()

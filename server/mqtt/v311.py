@@ -24,6 +24,7 @@ from server.mqtt.packet import packet_size, pubacks, split_publish
 from server.mqtt.port import ConnectionEndedError, Ended, Granted, SubscriptionRefusedError
 from server.mqtt.readbuffer import SharedBuffer
 from server.mqtt.wire import SocketWire, StreamWire, Wire, tcp_connection
+from server.ticks import Ticks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -77,6 +78,7 @@ class Connector:
     def __init__(self, dialer: Dialer | None = None) -> None:
         self._dialer = dialer or Dialer()
         self._shared = SharedBuffer()
+        self._ticks = Ticks()
 
     async def connect(self, request: SessionRequest, receiver: Receiver) -> Connection:
         """Connect within a limited time.
@@ -84,7 +86,7 @@ class Connector:
         Raises:
             ConnectionEndedError: it could not be made.
         """
-        connection = Connection(request, receiver, self._shared)
+        connection = Connection(request, receiver, self._shared, self._ticks)
         await connection.connect(connection.open(self._dialer))
         return connection
 
@@ -92,8 +94,8 @@ class Connector:
 class Connection(BaseConnection):
     """One MQTT 3.1.1 connection."""
 
-    def __init__(self, request: SessionRequest, receiver: Receiver, shared: SharedBuffer) -> None:
-        super().__init__(request, receiver, shared)
+    def __init__(self, request: SessionRequest, receiver: Receiver, shared: SharedBuffer, ticks: Ticks) -> None:
+        super().__init__(request, receiver, shared, ticks)
         self._wire: Wire | None = None
         self._client = _client(request)
         self._paho: PahoClient = self._client._client  # noqa: SLF001 - aiomqtt has no public way to acknowledge

@@ -21,6 +21,7 @@ from server.mqtt.packet import pubacks
 from server.mqtt.port import ConnectionEndedError, Ended, Granted, SubscriptionRefusedError
 from server.mqtt.readbuffer import SharedBuffer
 from server.mqtt.release import Release
+from server.ticks import Ticks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,6 +42,7 @@ class Connector:
     def __init__(self, dialer: Dialer | None = None) -> None:
         self._dialer = dialer or Dialer()
         self._shared = SharedBuffer()
+        self._ticks = Ticks()
 
     async def connect(self, request: SessionRequest, receiver: Receiver) -> Connection:
         """Connect within a limited time.
@@ -48,7 +50,7 @@ class Connector:
         Raises:
             ConnectionEndedError: it could not be made.
         """
-        connection = Connection(request, receiver, self._shared)
+        connection = Connection(request, receiver, self._shared, self._ticks)
         await connection.connect(self._dialer.open(connection, request.broker))
         return connection
 
@@ -56,8 +58,8 @@ class Connector:
 class Connection(BaseConnection, asyncio.BufferedProtocol):
     """One MQTT 5 connection."""
 
-    def __init__(self, request: SessionRequest, receiver: Receiver, shared: SharedBuffer) -> None:
-        super().__init__(request, receiver, shared)
+    def __init__(self, request: SessionRequest, receiver: Receiver, shared: SharedBuffer, ticks: Ticks) -> None:
+        super().__init__(request, receiver, shared, ticks)
         self._transport: asyncio.Transport | None = None
         self._room = 0  # how many bytes the next read may have
         self._answers: dict[int, asyncio.Future[list[int]]] = {}

@@ -6,12 +6,20 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete
+from sqlalchemy import bindparam, delete, update
 from sqlmodel import Session as Transaction
 from sqlmodel import col, select
 
 from server.store.errors import ClientIdTakenError, MappingNotFoundError
-from server.store.tables import DeletedMappingRow, EventRow, FileEntryRow, MappingRow, SessionRow, not_understood
+from server.store.tables import (
+    DeletedMappingRow,
+    EventRow,
+    FileEntryRow,
+    HeartbeatRow,
+    MappingRow,
+    SessionRow,
+    not_understood,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +27,8 @@ if TYPE_CHECKING:
     from server.core.mapping import Mapping
     from server.core.subscription import Session
     from server.store.stored import Origin, SessionChange
+
+_BEAT = update(HeartbeatRow).values(at=bindparam("now"))
 
 EVENTS_KEPT = 10_000
 
@@ -168,3 +178,13 @@ def trim_events(transaction: Transaction) -> None:
     oldest_kept = transaction.exec(newest.offset(EVENTS_KEPT - 1).limit(1)).first()
     if oldest_kept is not None:
         transaction.exec(delete(EventRow).where(col(EventRow.id) < oldest_kept))
+
+
+def beat(transaction: Transaction) -> None:
+    """Write that writing works.
+
+    Past the session, which would read the row before and compare: this is done all the time, also when nothing else is.
+    """
+    now = datetime.now(UTC)
+    if transaction.connection().execute(_BEAT, {"now": now}).rowcount == 0:
+        transaction.add(HeartbeatRow(at=now))

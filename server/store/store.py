@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlmodel import Session as Transaction
@@ -20,7 +19,7 @@ from server.store.file_entries import FilePlan, plan_file
 from server.store.location import database_path, parsed_url
 from server.store.migrate import migrate
 from server.store.stored import Actor, ApplyReport, Origin, SessionChange, StoredEvent, StoredMapping
-from server.store.tables import EventRow, FileEntryRow, HeartbeatRow, MappingRow, SessionRow
+from server.store.tables import EventRow, FileEntryRow, MappingRow, SessionRow
 from server.store.tokens import Tokens
 from server.store.worker import Worker
 
@@ -91,7 +90,7 @@ class Store:
                 migrate(transaction.connection(), database.name, database.elsewhere)
                 rows.check_mappings(transaction)
                 # The proof that writing works, before anything is promised.
-                transaction.merge(HeartbeatRow(at=datetime.now(UTC)))
+                rows.beat(transaction)
             database.watch_files()
 
         try:
@@ -133,7 +132,7 @@ class Store:
 
         def beat(transaction: Transaction) -> None:
             database.check_space()
-            transaction.merge(HeartbeatRow(at=datetime.now(UTC)))
+            rows.beat(transaction)
 
         await self._run(beat, writing=True, limit=CALL_SECONDS)
 

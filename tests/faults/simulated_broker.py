@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 from server.mqtt import v5, v311
 from server.mqtt.readbuffer import SharedBuffer
+from server.ticks import Ticks
 from tests.fakebroker import (
     CONNECT,
     DISCONNECT,
@@ -333,7 +334,7 @@ class Dialler:
     async def connect(self, request: SessionRequest, receiver: Receiver) -> Connection:
         """Connect."""
         if self.broker.dialect.protocol == "5":
-            five = v5.Connection(request, receiver, SharedBuffer())
+            five = v5.Connection(request, receiver, SharedBuffer(), Ticks())
             await five.connect(asyncio.get_running_loop().create_connection(lambda: five, sock=self.broker.dial()))
             return five
         with patch.object(v311, "tcp_connection", self._dial):

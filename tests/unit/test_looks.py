@@ -11,6 +11,7 @@ import pytest
 import uvloop
 
 from server.kafka.looks import STALL_SECONDS, Looks
+from server.ticks import Ticks
 from tests import realtime
 from tests.virtualtime import in_virtual_time, now, until
 
@@ -31,7 +32,7 @@ def _sent(at: float) -> Flight:
 
 @in_virtual_time
 async def test_a_look_is_due_when_it_was_planned_or_sooner() -> None:
-    looks = Looks(set(), lambda: None)
+    looks = Looks(set(), lambda: None, Ticks())
     at = now()
     looks.plan(at + 20.0)
     assert not looks.due
@@ -47,7 +48,7 @@ async def test_a_look_is_due_when_it_was_planned_or_sooner() -> None:
 @in_virtual_time
 async def test_a_look_is_due_when_a_batch_is_late() -> None:
     flights: set[Flight] = set()
-    looks = Looks(flights, lambda: None)
+    looks = Looks(flights, lambda: None, Ticks())
     looks.plan(now() + 60.0)
     await asyncio.sleep(0.3)
     began = now()
@@ -60,7 +61,7 @@ async def test_a_look_is_due_when_a_batch_is_late() -> None:
 @in_virtual_time
 async def test_batches_that_are_answered_make_no_look_due() -> None:
     flights: set[Flight] = set()
-    looks = Looks(flights, lambda: None)
+    looks = Looks(flights, lambda: None, Ticks())
     began = now()
     looks.plan(now() + 60.0)
     while now() - began < 50.0:
@@ -77,7 +78,7 @@ async def test_batches_that_are_answered_make_no_look_due() -> None:
 @in_virtual_time
 async def test_after_the_end_nothing_is_due() -> None:
     rounds: list[float] = []
-    looks = Looks(set(), lambda: rounds.append(now()))
+    looks = Looks(set(), lambda: rounds.append(now()), Ticks())
     looks.end()
     looks.plan(now() + 1.0)
     looks.end()
@@ -90,7 +91,7 @@ def test_a_look_that_is_due_sooner_than_timers_can_tell(seconds: float) -> None:
     """The loop of the service, uvloop, calls at once what is due in half a millisecond, by a handle without a time."""
 
     async def look() -> None:
-        looks = Looks({_sent(time.monotonic() - STALL_SECONDS + seconds)}, lambda: None)
+        looks = Looks({_sent(time.monotonic() - STALL_SECONDS + seconds)}, lambda: None, Ticks())
         looks.plan(time.monotonic() + 60.0)
         looks._wake()
         looks._wake_at(time.monotonic() + seconds)

@@ -172,6 +172,19 @@ async def test_a_store_in_memory_works_and_is_forgotten() -> None:
     await store.close()
 
 
+async def test_a_ping_writes_the_time_also_where_somebody_deleted_its_row() -> None:
+    store = Store("sqlite://", client_id_of=lambda _: "")
+    await store.open()
+    at = "SELECT at FROM heartbeat WHERE id = 1"
+    times = []
+    for before in ("SELECT 1", "SELECT 1", "DELETE FROM heartbeat"):
+        await store._write(lambda transaction, sql=before: transaction.connection().exec_driver_sql(sql))  # type: ignore[misc]
+        await store.ping()
+        times.append(await store._read(lambda transaction: transaction.connection().exec_driver_sql(at).scalar()))
+    assert times[0] < times[1] < times[2]
+    await store.close()
+
+
 def test_several_processes_that_start_at_once_on_a_fresh_database_all_succeed(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.ticks import sleep_to_tick, tick_within
+from server.ticks import Ticks, sleep_to_tick, tick_within
 from tests.virtualtime import in_virtual_time, now
 
 
@@ -53,3 +54,75 @@ async def test_what_began_at_any_time_wakes_together() -> None:
     await asyncio.gather(*(wake(after) for after in (0.1, 0.25, 0.7, 0.999)))
     assert woken == [woken[0]] * 4
     assert woken[0] == pytest.approx(math.floor(woken[0]))
+
+
+def _of_the_loop(ticks: Ticks) -> int:
+    """How many timers it has in the loop."""
+    return len(vars(ticks)["_ticks"])
+
+
+@in_virtual_time
+async def test_all_that_are_due_at_the_same_time_share_a_timer_of_the_loop() -> None:
+    loop, ticks = asyncio.get_running_loop(), Ticks()
+    at, called = now() + 5.0, []
+    with patch.object(loop, "call_at", wraps=loop.call_at) as call_at:
+        for name in range(100):
+            ticks.call_at(at, lambda name=name: called.append((name, now())))  # type: ignore[misc]
+        ticks.call_at(at + 1.0, lambda: called.append((100, now())))
+    assert call_at.call_count == 2
+    await asyncio.sleep(4.99)
+    assert not called
+    await asyncio.sleep(2.0)
+    assert called == [*((name, pytest.approx(at)) for name in range(100)), (100, pytest.approx(at + 1.0))]
+    assert not _of_the_loop(ticks)
+
+
+@in_virtual_time
+async def test_who_cancels_is_not_called_and_the_last_to_cancel_leaves_no_timer() -> None:
+    ticks, called = Ticks(), []
+    at = now() + 1.0
+    first, second = (ticks.call_at(at, lambda name=name: called.append(name)) for name in "ab")  # type: ignore[misc]
+    first.cancel()
+    first.cancel()
+    await asyncio.sleep(2.0)
+    assert called == ["b"]
+    second.cancel()  # it was called
+    third = ticks.call_at(now() + 1.0, lambda: called.append("c"))
+    assert _of_the_loop(ticks) == 1
+    third.cancel()
+    assert not _of_the_loop(ticks)
+    await asyncio.sleep(2.0)
+    assert called == ["b"]
+
+
+@in_virtual_time
+async def test_a_call_may_cancel_one_behind_it_and_ask_for_the_same_time_again() -> None:
+    ticks, called = Ticks(), []
+    at = now() + 1.0
+
+    def first() -> None:
+        called.append("first")
+        ticks.call_at(at, lambda: called.append("again"))
+        second.cancel()
+
+    ticks.call_at(at, first)
+    second = ticks.call_at(at, lambda: called.append("second"))
+    await asyncio.sleep(2.0)
+    assert called == ["first", "again"]
+    assert not _of_the_loop(ticks)
+
+
+@in_virtual_time
+async def test_what_a_call_raises_is_told_and_the_others_are_called() -> None:
+    told, called = [], []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    ticks, error = Ticks(), RuntimeError("this one")
+
+    def fails() -> None:
+        raise error
+
+    for call in (fails, lambda: called.append("other")):
+        ticks.call_at(now() + 1.0, call)
+    await asyncio.sleep(2.0)
+    assert told == [error]
+    assert called == ["other"]
