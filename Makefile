@@ -55,7 +55,7 @@ BENCH = $(BIN)/python -m loadtest.bench $(if $(PROTOTYPE),--prototype $(PROTOTYP
 bench: setup test-tools kafka ## Every target of the fast path, measured (10 minutes; ARGS="--html FILE")
 	$(BENCH) $(ARGS)
 
-bench-full: setup test-tools kafka ## The same with more rounds, large backlogs and 1,000 mappings (about an hour)
+bench-full: setup test-tools kafka ## The same with more rounds and large backlogs (about an hour)
 	$(BENCH) --full $(ARGS)
 
 chaos: setup test-tools kafka ## The long fault programme, 2 hours, resumable (ARGS="--seed 1 --filter Kafka --hours 1 --report"), memory, error codes, bad peers

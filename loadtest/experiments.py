@@ -57,15 +57,12 @@ class Scale:
     live: int
     paced_seconds: float
     growth: tuple[int, ...] = ()
-    mappings: int = 0
+    mappings: int = 1_000
     mappings_seconds: float = 20
 
 
-SHORT = Scale(rounds=3, drain=400_000, live=150_000, paced_seconds=5)
-FULL = Scale(
-    rounds=5, drain=1_000_000, live=500_000, paced_seconds=20, growth=(10_000, 100_000, 1_000_000, 10_000_000),
-    mappings=1_000,
-)  # fmt: skip
+SHORT = Scale(rounds=3, drain=400_000, live=150_000, paced_seconds=5, mappings_seconds=10)
+FULL = Scale(rounds=5, drain=1_000_000, live=500_000, paced_seconds=20, growth=(10_000, 100_000, 1_000_000, 10_000_000))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +132,7 @@ class Experiments:
     @cached_property
     def live(self) -> Results:
         """Publishing at full speed."""
-        return self._live("live, QoS 1", Workload(self.scale.live))
+        return self._live("live, QoS 1", [SERVICE], Workload(self.scale.live))
 
     @cached_property
     def paced_slowly(self) -> Results:
@@ -167,8 +164,7 @@ class Experiments:
     @cached_property
     def qos0(self) -> Results:
         """QoS 0 at full speed."""
-        measure = partial(modes.live, site=self._site, workload=Workload(self.scale.live, qos=0))
-        return self._contest("live, QoS 0", [SERVICE], measure)
+        return self._live("live, QoS 0", [SERVICE], Workload(self.scale.live, qos=0))
 
     @cached_property
     def qos2(self) -> Results:
@@ -249,11 +245,10 @@ class Experiments:
 
     def _paced(self, rate: int) -> Results:
         workload = Workload(round(rate * self.scale.paced_seconds), rate=rate)
-        return self._live(f"paced, {rate:,} a second", workload)
+        return self._live(f"paced, {rate:,} a second", [SERVICE, *self._prototype], workload)
 
-    def _live(self, title: str, workload: Workload) -> Results:
-        measure = partial(modes.live, site=self._site, workload=workload)
-        return self._contest(title, [SERVICE, *self._prototype], measure)
+    def _live(self, title: str, forwarders: Sequence[Forwarder], workload: Workload) -> Results:
+        return self._contest(title, forwarders, partial(modes.live, site=self._site, workload=workload))
 
     def _drained(self, title: str, workload: Workload, rounds: int | None = None) -> Results:
         measure = partial(modes.drain, site=self._site, workload=workload)

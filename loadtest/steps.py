@@ -26,6 +26,7 @@ from server.mqtt.connection import SLICE_PACKETS
 from server.mqtt.port import Granted, SessionRequest
 from server.mqtt.readbuffer import SharedBuffer
 from server.mqtt.v5 import Connection, decode
+from server.ticks import Ticks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,7 +81,7 @@ class _Nobody:
 def _connected() -> Connection:
     broker = MqttConnection(host="nowhere")
     request = SessionRequest(broker, "steps", clean_start=True, session_expiry=0, receive_maximum=65_535)
-    connection = Connection(request, _Nobody(), SharedBuffer())
+    connection = Connection(request, _Nobody(), SharedBuffer(), Ticks())
     connection.connection_made(_Nowhere())
     connection.accept(
         Granted("5", session_present=False, client_id="", session_expiry=0, subscription_identifiers=True)

@@ -1,7 +1,8 @@
-"""Waking together: what does not matter to the moment is done on the whole seconds of the event loop's clock.
+"""Waking together: what does not matter to the moment is done at ticks of the event loop's clock.
 
 To wake an idle process costs more than what it then does, for its code and data are far away then: with timers of their
-own, 1,000 idle mappings woke it 170 times a second (docs/decisions/0020-an-idle-service-sleeps.md).
+own, 1,000 idle mappings woke it 170 times a second. What is done every five seconds or more rarely is done at every
+fifth second, so that what it needs is fetched once for all (docs/decisions/0020-an-idle-service-sleeps.md).
 """
 
 from __future__ import annotations
@@ -13,16 +14,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+LONG_SECONDS = 5
+
 
 def tick_within(now: float, seconds: float) -> float:
-    """The last whole second that is at most `seconds` after `now`, or just then if there is none."""
+    """The last tick that is at most `seconds` after `now`, or just then if there is none.
+
+    For `LONG_SECONDS` and more that is a multiple of them, else a whole second.
+    """
     at = now + seconds
-    tick = math.floor(at)
+    grid = LONG_SECONDS if seconds >= LONG_SECONDS else 1
+    tick = math.floor(at / grid) * grid
     return tick if tick > now else at
 
 
 async def sleep_to_tick(seconds: float) -> None:
-    """Sleep for up to `seconds`, and for less than a second less."""
+    """Sleep for up to `seconds`, until a tick."""
     now = asyncio.get_running_loop().time()
     await asyncio.sleep(tick_within(now, seconds) - now)
 

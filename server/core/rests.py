@@ -12,10 +12,10 @@ from __future__ import annotations
 # So late (seconds) that more is due than there is time for.
 LATE_SECONDS = 0.02
 # One late sample is a start, a scrape or a neighbour; a second of them is more work than time.
-LATE_SAMPLES = 4
+LATE_SAMPLES = 2
 # Longer at once, for the backlog grows meanwhile; shorter with care, for that may bring the backlog back.
-LENGTHEN = 1.5
-SHORTEN = 1.02
+LENGTHEN = 2.25
+SHORTEN = 1.04
 # What a read costs with all that follows from it, and as much again: all rests together leave half the time to others.
 SECONDS_PER_READER = 0.0004
 LONGEST_SECONDS = 0.5
@@ -25,7 +25,7 @@ GATHERED = 4
 GATHERED_BYTES = 16 * 1024
 # More messages in a read than that, and even the shortest rest is longer: 0012 says why, and what it saves.
 MUCH = 16
-LONGER = 4 / 3
+LONGER = 17 / 12
 
 
 class Rests:

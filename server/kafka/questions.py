@@ -6,8 +6,9 @@ the others ask about at once: hundreds that are idle notice an outage about as s
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
+
+from server.ticks import tick_within
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,11 +29,12 @@ class Questions:
         self._doubted_until = 0.0
 
     def next_turn(self, sooner: Callable[[float], None], now: float) -> float:
-        """When who got an answer `now` is to ask again: at a whole second, for what is done together costs less."""
+        """When who got an answer `now` is to ask again: at a tick, for what is done together costs less."""
         self._asking.pop(sooner, None)
         self._asking[sooner] = None
-        self._last_turn = max(now + QUESTION_SECONDS, self._last_turn + 1 / QUESTIONS_PER_SECOND)
-        return float(math.floor(self._last_turn))
+        wait = max(QUESTION_SECONDS, self._last_turn + 1 / QUESTIONS_PER_SECOND - now)
+        self._last_turn = now + wait
+        return tick_within(now, wait)
 
     def leave(self, sooner: Callable[[float], None]) -> None:
         """Who does not ask any more."""

@@ -11,7 +11,7 @@ from server.ticks import tick_within
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SAMPLE_SECONDS = 0.25
+SAMPLE_SECONDS = 0.5
 BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 

@@ -20,6 +20,7 @@ from server.mqtt.port import ConnectionEndedError, SessionRequest, SubscriptionR
 from server.runtime.counters import Tally
 from server.runtime.intake import Intake
 from server.runtime.receivers import Reading
+from server.ticks import Ticks
 from tests.security.mqtt_reading import frames, kind
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ class _Transport(asyncio.Transport):
 async def feed_5(data: bytes, rng: random.Random, shared: SharedBuffer) -> Outcome:
     """Let an MQTT 5 connection read this, and then the end of the stream."""
     feeding = _Feeding(data, rng)
-    connection = v5.Connection(feeding.session.request, feeding.session, shared)
+    connection = v5.Connection(feeding.session.request, feeding.session, shared, Ticks())
     transport = _Transport(connection, feeding.written)
     connection.connection_made(transport)
     subscribing: asyncio.Task[Any] | None = None

@@ -176,11 +176,11 @@ async def test_a_ping_writes_the_time_also_where_somebody_deleted_its_row() -> N
     store = Store("sqlite://", client_id_of=lambda _: "")
     await store.open()
     at = "SELECT at FROM heartbeat WHERE id = 1"
-    times = []
+    times: list[str] = []
     for before in ("SELECT 1", "SELECT 1", "DELETE FROM heartbeat"):
         await store._write(lambda transaction, sql=before: transaction.connection().exec_driver_sql(sql))  # type: ignore[misc]
         await store.ping()
-        times.append(await store._read(lambda transaction: transaction.connection().exec_driver_sql(at).scalar()))
+        times.append(await store._read(lambda transaction: transaction.connection().exec_driver_sql(at).scalar_one()))
     assert times[0] < times[1] < times[2]
     await store.close()
 
