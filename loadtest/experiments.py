@@ -58,10 +58,10 @@ class Scale:
     paced_seconds: float
     growth: tuple[int, ...] = ()
     mappings: int = 1_000
-    mappings_seconds: float = 20
+    mappings_seconds: float = 30  # a multiple of the keep alive: PINGREQs of all are in it, and as many of each
 
 
-SHORT = Scale(rounds=3, drain=400_000, live=150_000, paced_seconds=5, mappings_seconds=10)
+SHORT = Scale(rounds=3, drain=400_000, live=150_000, paced_seconds=5, mappings_seconds=15)
 FULL = Scale(rounds=5, drain=1_000_000, live=500_000, paced_seconds=20, growth=(10_000, 100_000, 1_000_000, 10_000_000))
 
 

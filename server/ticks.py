@@ -1,8 +1,8 @@
 """Waking together: what does not matter to the moment is done at ticks of the event loop's clock.
 
 To wake an idle process costs more than what it then does, for its code and data are far away then: with timers of their
-own, 1,000 idle mappings woke it 170 times a second. What is done every five seconds or more rarely is done at every
-fifth second, so that what it needs is fetched once for all (docs/decisions/0020-an-idle-service-sleeps.md).
+own, 1,000 idle mappings woke it 170 times a second. PINGREQs, questions to Kafka and the store's heartbeat have every
+fifth second for all, so that what they need is fetched once (docs/decisions/0020-an-idle-service-sleeps.md).
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ class Ticks:
         self._ticks: dict[float, _Tick] = {}
 
     def call_at(self, at: float, call: Callable[[], None]) -> Turn:
-        """Call then, by the loop's clock (seconds). What it raises goes to the loop's exception handler."""
+        """Call then, by the loop's clock (seconds), in anybody's context.
+
+        What it raises goes to the loop's exception handler.
+        """
         tick = self._ticks.get(at)
         if tick is None:
             tick = self._ticks[at] = _Tick(at, self._ticks)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 # So late (seconds) that more is due than there is time for.
 LATE_SECONDS = 0.02
-# One late sample is a start, a scrape or a neighbour; a second of them is more work than time.
-LATE_SAMPLES = 2
+# One late sample is a start, a scrape or a neighbour, or comes behind many PINGREQs; two seconds of them are more work
+# than time.
+LATE_SAMPLES = 4
 # Longer at once, for the backlog grows meanwhile; shorter with care, for that may bring the backlog back.
 LENGTHEN = 2.25
 SHORTEN = 1.04

@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
+from zlib import crc32
 
 import structlog
 
@@ -17,7 +18,7 @@ from server.mqtt.packet import MAX_LENGTH_BYTES, packet_size
 from server.mqtt.port import MESSAGE_OVERHEAD_BYTES, ConnectionEndedError, Ended
 from server.mqtt.readbuffer import ReadBuffer
 from server.mqtt.tls import is_end, reason_of
-from server.ticks import tick_within
+from server.ticks import LONG_SECONDS, tick_within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -294,7 +295,7 @@ class BaseConnection(ABC):
         """The broker accepted: tell whoever receives, before any message."""
         self._granted = granted
         if self._keep_alive:
-            self._schedule_ping()
+            self._schedule_ping(self._first_ping_within())
         self._receiver.connected(self)
         if not self._connack.done():
             self._connack.set_result(None)
@@ -400,9 +401,14 @@ class BaseConnection(ABC):
         if call is not None:
             call()
 
-    def _schedule_ping(self) -> None:
+    def _first_ping_within(self) -> float:
+        """How soon: not at the same tick for all that connected together, at a start or when their broker is back."""
+        phases = max(1, self._keep_alive // LONG_SECONDS)
+        return self._keep_alive - LONG_SECONDS * (crc32(self._request.client_id.encode()) % phases)
+
+    def _schedule_ping(self, seconds: float) -> None:
         # PINGREQs go out at a steady pace, also while reading is paused, so that the broker keeps us.
-        self._ping_at = tick_within(self._loop.time(), self._keep_alive)
+        self._ping_at = tick_within(self._loop.time(), seconds)
         self._next_ping = self._ticks.call_at(self._ping_at, self._ping)
 
     def _ping(self) -> None:
@@ -410,7 +416,7 @@ class BaseConnection(ABC):
             self._silent_since = time.monotonic()
             self._judgement = self._ticks.call_at(self._ping_at + PINGRESP_TIMEOUT_SECONDS, self._judge_pingresp)
         self._send_ping(None)
-        self._schedule_ping()
+        self._schedule_ping(self._keep_alive)
 
     def _send_ping(self, call: Callable[[], None] | None) -> None:
         self._pings.append(call)
@@ -422,7 +428,7 @@ class BaseConnection(ABC):
         Not while reading is paused or rests, and not while bytes come: PINGRESP waits behind all that is queued.
         """
         if self._silent_since is None:
-            return
+            return  # never, for PINGRESP cancels this
         now = time.monotonic()
         silent_for = now - self._silent_since
         unread = self._reading_paused or self._rest_timer is not None

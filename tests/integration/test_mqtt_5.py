@@ -9,7 +9,7 @@ import asyncio
 import functools
 import gc
 import socket
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import mqtt5
@@ -866,6 +866,14 @@ async def test_pingreqs_go_out_at_ticks_so_that_many_connections_wake_us_once(ve
         assert 1 < at - asyncio.get_running_loop().time() <= 7
 
 
+async def test_connections_that_are_made_together_do_not_all_send_their_pingreqs_together(version: Version) -> None:
+    async with AsyncExitStack() as stack:
+        for number in range(12):
+            await stack.enter_async_context(version.faked(client_id=f"me-{number}", keep_alive=15))
+        assert 3 <= len(version.ticks()) <= 4  # it may have become the next tick meanwhile
+        assert max(version.ticks()) - asyncio.get_running_loop().time() <= 15
+
+
 async def test_an_answered_pingreq_leaves_no_timer_but_that_of_the_next(version: Version) -> None:
     async with version.faked(keep_alive=2) as (connection, _, peer):
         await peer.expect(PINGREQ)
@@ -873,6 +881,13 @@ async def test_an_answered_pingreq_leaves_no_timer_but_that_of_the_next(version:
         peer.write(PINGRESP)
         await until(lambda: len(version.ticks()) == 1)
         assert connection.is_open
+
+
+async def test_a_connection_that_ended_leaves_no_timer(version: Version) -> None:
+    async with version.faked(keep_alive=2) as (_, _, peer):
+        await peer.expect(PINGREQ)
+        assert version.ticks()
+    assert not version.ticks()
 
 
 async def test_a_broker_that_answers_is_kept(version: Version, monkeypatch: pytest.MonkeyPatch) -> None:

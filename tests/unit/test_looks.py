@@ -78,10 +78,12 @@ async def test_batches_that_are_answered_make_no_look_due() -> None:
 @in_virtual_time
 async def test_after_the_end_nothing_is_due() -> None:
     rounds: list[float] = []
-    looks = Looks(set(), lambda: rounds.append(now()), Ticks())
+    ticks = Ticks()
+    looks = Looks(set(), lambda: rounds.append(now()), ticks)
     looks.end()
     looks.plan(now() + 1.0)
     looks.end()
+    assert not vars(ticks)["_ticks"]
     await asyncio.sleep(5.0)
     assert rounds == []
 

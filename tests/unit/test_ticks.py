@@ -6,10 +6,12 @@ import asyncio
 from unittest.mock import patch
 
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
 from server.ticks import Ticks, sleep_to_tick, tick_within
+from tests import realtime
 from tests.virtualtime import in_virtual_time, now
 
 
@@ -132,3 +134,20 @@ async def test_what_a_call_raises_is_told_and_the_others_are_called() -> None:
     await asyncio.sleep(2.0)
     assert told == [error]
     assert called == ["other"]
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 0.0, 0.0001, 0.0004, 0.002])
+def test_what_is_due_sooner_than_timers_can_tell_is_called_or_cancelled(seconds: float) -> None:
+    """The loop of the service, uvloop, has another kind of handle for what is due in less than half a millisecond."""
+    called: list[str] = []
+
+    async def call() -> None:
+        ticks, at = Ticks(), now() + seconds
+        ticks.call_at(at, lambda: called.append("other")).cancel()
+        ticks.call_at(at, lambda: called.append("this"))
+        await realtime.until(lambda: called)
+        assert not _of_the_loop(ticks)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(call())
+    assert called == ["this"]
