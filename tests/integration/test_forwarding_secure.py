@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.brokers.secure import KINDS, WITH_CERTIFICATE, Authority, PemFiles, SecureMosquitto
-from tests.forwarding import Stage, quiet, retrying
+from tests.forwarding import Stage, pause, resume, retrying
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +77,9 @@ async def test_a_certificate_that_expires_at_a_running_broker_is_named_until_it_
     traffic = secured.traffic()
     async with secured.running(secured.mapping(topic), mqtt=broker.mqtt(kind)) as service:
         await traffic.burst(500)
-        await quiet(service)
+        await service.wait_status("m", lambda status: status["counters"]["delivered"] == 500, "m has delivered all")
+        await pause(service)  # the broker has read every acknowledgement now, and has nothing to send again
+        await resume(service)
         broker.server = authority.issue("expired", "127.0.0.1", expired=True)
         await asyncio.to_thread(broker.restart)
         assert "has expired" in (await retrying(service, "mqtt_certificate_expired"))["reason"]
