@@ -63,6 +63,11 @@ class Turn:
     def __init__(self, tick: _Tick) -> None:
         self._tick = tick
 
+    @property
+    def at(self) -> float:
+        """When, by the loop's clock (seconds)."""
+        return self._tick.at
+
     def cancel(self) -> None:
         """Don't call, unless that is done."""
         self._tick.leave(self)
@@ -71,10 +76,10 @@ class Turn:
 class _Tick:
     """All who are called at the same time; it is among `ticks` until then, or until nobody is left."""
 
-    __slots__ = ("_at", "_ticks", "_timer", "_turns")
+    __slots__ = ("_ticks", "_timer", "_turns", "at")
 
     def __init__(self, at: float, ticks: dict[float, _Tick]) -> None:
-        self._at, self._ticks = at, ticks
+        self.at, self._ticks = at, ticks
         self._turns: dict[Turn, Callable[[], None]] = {}
         self._timer = asyncio.get_running_loop().call_at(at, self._strike)
 
@@ -102,5 +107,5 @@ class _Tick:
 
     def _end(self) -> None:
         """Take no turns any more; at this time there may be another by now."""
-        if self._ticks.get(self._at) is self:
-            del self._ticks[self._at]
+        if self._ticks.get(self.at) is self:
+            del self._ticks[self.at]

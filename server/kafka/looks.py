@@ -26,7 +26,6 @@ class Looks:
         self._ticks = ticks
         self._planned = 0.0
         self._timer: Turn | None = None
-        self._timer_at = 0.0
         self.due = True
 
     def now(self) -> None:
@@ -58,11 +57,10 @@ class Looks:
             self._timer = None
 
     def _wake_at(self, at: float) -> None:
-        if self._timer is not None and self._timer_at > at:
+        if self._timer is not None and self._timer.at > at:
             self._timer.cancel()
             self._timer = None
         if self._timer is None:
-            self._timer_at = at
             self._timer = self._ticks.call_at(at, self._wake)
 
     def _wake(self) -> None:

@@ -68,7 +68,7 @@ class BaseConnection(ABC):
         self._ping_at = 0.0  # by the loop's clock
         self._next_ping: Turn | None = None
         self._judgement: Turn | None = None
-        self._silent_since: float | None = None
+        self._silent_since = 0.0  # while a PINGREQ is unanswered, and its judgement is to come
         self._pings: deque[Callable[[], None] | None] = deque()  # unanswered, with whom to call
         self._reading_paused = False
         self._rest_timer: asyncio.TimerHandle | None = None
@@ -236,8 +236,7 @@ class BaseConnection(ABC):
         """Read again; an outstanding PINGRESP gets its full time from here."""
         if self._is_connected and self._reading_paused and self._ending is None:
             self._reading_paused = False
-            if self._silent_since is not None:
-                self._silent_since = time.monotonic()
+            self._silent_since = time.monotonic()
             self._read_or_not()
             if self._reads.waiting:
                 self._loop.call_soon(self._take_in_kept)
@@ -278,9 +277,7 @@ class BaseConnection(ABC):
 
     def heard(self, size: int) -> None:
         """Note that the broker lives, and take in what was read, unless a packet there lacks more."""
-        now = self._heard_at = time.monotonic()
-        if self._silent_since is not None:
-            self._silent_since = now
+        self._heard_at = self._silent_since = time.monotonic()
         data = self._reads.filled(size)
         if data is None:
             self._receiver.receiving(self._reads.waiting)
@@ -393,7 +390,6 @@ class BaseConnection(ABC):
 
     def take_pingresp(self) -> None:
         """The broker answered a PINGREQ."""
-        self._silent_since = None
         if self._judgement is not None:
             self._judgement.cancel()
             self._judgement = None
@@ -412,7 +408,7 @@ class BaseConnection(ABC):
         self._next_ping = self._ticks.call_at(self._ping_at, self._ping)
 
     def _ping(self) -> None:
-        if self._silent_since is None:
+        if self._judgement is None:
             self._silent_since = time.monotonic()
             self._judgement = self._ticks.call_at(self._ping_at + PINGRESP_TIMEOUT_SECONDS, self._judge_pingresp)
         self._send_ping(None)
@@ -427,8 +423,6 @@ class BaseConnection(ABC):
 
         Not while reading is paused or rests, and not while bytes come: PINGRESP waits behind all that is queued.
         """
-        if self._silent_since is None:
-            return  # never, for PINGRESP cancels this
         now = time.monotonic()
         silent_for = now - self._silent_since
         unread = self._reading_paused or self._rest_timer is not None
