@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import h11
 import structlog
@@ -68,19 +68,17 @@ class Certificate:
 
     def __init__(self, certificate: Path, key: Path) -> None:
         self.files = (certificate, key)
-        self.context = _context()
+        self.context = _CurrentContext()
         self._trouble: str | None = None
         self.load()
 
     def load(self) -> None:
-        """Use what the files hold now for all connections to come.
+        """Use what the files hold now for all connections to come; in any thread.
 
         Raises:
             CertificateError: they can't be used; what was used before stays in use.
         """
-        # First where nothing can break: a key that does not fit leaves a context with half of what it had.
-        self._load_into(_context())
-        self._load_into(self.context)
+        self.context.current = self._loaded()
 
     def reload(self) -> None:
         """The same after a change of the files, of which one may be older than the other; trouble is logged, once."""
@@ -95,13 +93,15 @@ class Certificate:
             _log.info("certificate_loaded", file=str(self.files[0]))
         self._trouble = trouble
 
-    def _load_into(self, context: ssl.SSLContext) -> None:
+    def _loaded(self) -> ssl.SSLContext:
         certificate, key = self.files
         for variable, file in (("MKF_TLS_CERT", certificate), ("MKF_TLS_KEY", key)):
             try:
                 file.open("rb").close()
             except OSError as error:
                 raise CertificateError(f"{variable}: {file} can't be read: {error.strerror}") from None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
             context.load_cert_chain(certificate, key, password=_no_password)
         except ssl.SSLError as error:
@@ -113,6 +113,25 @@ class Certificate:
             raise CertificateError(
                 f"MKF_TLS_KEY: {key} is encrypted; give one that is not, readable by the service only"
             ) from None
+        return context
+
+
+class _CurrentContext(ssl.SSLContext):
+    """Begins each connection with the context that is `current`, and is none itself.
+
+    A context that is in use must not be loaded into: OpenSSL frees the certificate it had while a handshake that begins
+    in another thread takes it, and the process ends by SIGSEGV.
+    """
+
+    current: ssl.SSLContext
+
+    def __new__(cls) -> Self:
+        """Make the context that is never used for a connection."""
+        return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+
+    def wrap_bio(self, *arguments: Any, **named: Any) -> ssl.SSLObject:
+        """Begin a connection."""
+        return self.current.wrap_bio(*arguments, **named)
 
 
 class _EncryptedKeyError(Exception):
@@ -121,12 +140,6 @@ class _EncryptedKeyError(Exception):
 
 def _no_password() -> NoReturn:
     raise _EncryptedKeyError
-
-
-def _context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
 
 
 def server_config(

@@ -57,11 +57,9 @@ async def running(folder: Path, **env: str) -> AsyncIterator[Service]:
         yield service
 
 
-async def passes(check: Callable[[], int]) -> None:
-    """Wait until a check passes."""
-    async with asyncio.timeout(READY_TIMEOUT):
-        while await asyncio.to_thread(check) != 0:
-            await asyncio.sleep(0.05)
+async def passes(service: Service, what: str, check: Callable[[], int]) -> None:
+    """Wait until a check passes; fails at once if the service ends."""
+    await asyncio.to_thread(service.wait_until, lambda: check() == 0, timeout=READY_TIMEOUT, what=what)
 
 
 async def test_the_health_check_passes_while_the_service_lives(tmp_path: Path) -> None:
@@ -91,8 +89,10 @@ async def test_both_ask_by_tls_if_that_is_what_the_service_speaks(tmp_path: Path
     files = Authority(tmp_path).issue("api", "forwarder.example")
     tls = {"MKF_TLS_CERT": str(files.cert), "MKF_TLS_KEY": str(files.key)}
     async with running(tmp_path / "service", MKF_ADMIN_TOKEN=TOKEN, **tls) as service:
-        await passes(lambda: health_check(MKF_PORT=str(service.port), **tls))
-        await passes(lambda: helm_test(URL=f"https://127.0.0.1:{service.port}", TOKEN=TOKEN))
+        await passes(service, "HEALTHCHECK passes", lambda: health_check(MKF_PORT=str(service.port), **tls))
+        await passes(
+            service, "helm test passes", lambda: helm_test(URL=f"https://127.0.0.1:{service.port}", TOKEN=TOKEN)
+        )
         assert health_check(MKF_PORT=str(service.port)) != 0
 
 

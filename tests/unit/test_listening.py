@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import subprocess
+import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +160,34 @@ async def test_a_new_certificate_serves_new_connections_and_the_old_ones_go_on(t
         assert (await http.get("/")).status_code == 200
 
 
+# Handshakes begin in one thread, as in the loop's, and another loads the files again and again.
+_RENEWED_AND_USED = """
+import sys, threading
+from pathlib import Path
+from ssl import MemoryBIO
+from server.listening import Certificate
+
+certificate = Certificate(Path(sys.argv[1]), Path(sys.argv[2]))
+ended = threading.Event()
+
+def renew():
+    for _ in range(2000):
+        certificate.load()
+    ended.set()
+
+sys.setswitchinterval(1e-6)
+threading.Thread(target=renew).start()
+while not ended.is_set():
+    certificate.context.wrap_bio(MemoryBIO(), MemoryBIO(), server_side=True)
+"""
+
+
+def test_a_certificate_is_renewed_while_connections_begin(tmp_path: Path) -> None:
+    # In a process of its own: it ended by SIGSEGV when files were loaded into the context that is in use.
+    files = _write(tmp_path, trustme.CA().issue_cert("127.0.0.1"))
+    subprocess.run([sys.executable, "-c", _RENEWED_AND_USED, *files], check=True, timeout=60)
+
+
 async def test_while_certificate_and_key_do_not_fit_the_ones_before_serve(tmp_path: Path) -> None:
     ca = trustme.CA()
     certificate = listening.Certificate(*_write(tmp_path, ca.issue_cert("127.0.0.1")))
@@ -177,7 +207,7 @@ async def test_while_certificate_and_key_do_not_fit_the_ones_before_serve(tmp_pa
 async def test_what_does_not_speak_tls_and_what_is_outdated_is_not_served(tmp_path: Path) -> None:
     ca = trustme.CA()
     certificate = listening.Certificate(*_write(tmp_path, ca.issue_cert("127.0.0.1")))
-    assert certificate.context.minimum_version is ssl.TLSVersion.TLSv1_2
+    assert certificate.context.current.minimum_version is ssl.TLSVersion.TLSv1_2
     async with serving(certificate=certificate) as port, httpx.AsyncClient() as http:
         with pytest.raises(httpx.TransportError):
             await http.get(f"http://127.0.0.1:{port}/")
