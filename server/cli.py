@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import os
 import signal
@@ -109,6 +110,7 @@ def end_session(client_id: Annotated[str, typer.Argument(help="the MQTT client i
 @app.command()
 def serve() -> None:
     """Run the service until SIGTERM or SIGINT; a second one ends it at once."""
+    faulthandler.enable()  # a crash in a library's C code says nothing else
     settings = _settings()
     configure_logging(settings.log_level, settings.log_format)
     config = _config(settings.config_file)

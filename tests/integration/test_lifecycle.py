@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -319,3 +320,11 @@ async def test_the_seeds_configuration_starts_unchanged_and_forwards_in_its_reco
     assert (record.key, record.value, record.headers) == (key, b"21.5", ())
     assert (envelope.key, envelope.value) == (key, b'{"topic":"%b","payload":"MjEuNQ=="}' % key)
     assert await scene.has_session("demo")
+
+
+async def test_a_crash_of_a_library_leaves_what_python_was_doing_in_the_log(scene: Scene) -> None:
+    async with scene.service() as service:
+        service.signal(signal.SIGSEGV)  # as the kernel does for a wrong pointer
+        assert await asyncio.to_thread(service.wait, 10) == -signal.SIGSEGV
+    assert "Fatal Python error: Segmentation fault" in service.log()
+    assert "server/cli.py" in service.log()
