@@ -48,6 +48,7 @@ _Result = TypeVar("_Result")
 
 UNUSABLE = 2
 _BACKLOG = 2048
+_STDERR = 2  # whatever sys.stderr is
 
 _ACTOR = "cli"
 
@@ -110,7 +111,7 @@ def end_session(client_id: Annotated[str, typer.Argument(help="the MQTT client i
 @app.command()
 def serve() -> None:
     """Run the service until SIGTERM or SIGINT; a second one ends it at once."""
-    faulthandler.enable()  # a crash in a library's C code says nothing else
+    faulthandler.enable(_STDERR)  # a crash in a library's C code says nothing else
     settings = _settings()
     configure_logging(settings.log_level, settings.log_format)
     config = _config(settings.config_file)

@@ -115,6 +115,14 @@ class Peer:
         """Wait until what was written has left this process, as far as the client reads it."""
         await self._writer.drain()
 
+    def stop_reading(self) -> None:
+        """Leave bytes in the socket, until `read_on`."""
+        cast("asyncio.Transport", self._writer.transport).pause_reading()
+
+    def read_on(self) -> None:
+        """Read again."""
+        cast("asyncio.Transport", self._writer.transport).resume_reading()
+
     def close(self) -> None:
         """Close in order, behind what was written."""
         self._writer.close()

@@ -40,6 +40,11 @@ LEAVE_CLOSE_SECONDS = 1.0
 SLICE_PACKETS = 256
 SLICE_BYTES = 64 * 1024
 REFUSED = 0x80  # reason codes from here on are refusals
+# What we hold for a broker that sends and does not read, behind what its socket takes, before we stop reading. A broker
+# that keeps to the protocol never owes us so much: an acknowledgement for each packet id there is.
+UNSENT_BYTES = 4 * 65_535
+# How long such a broker may read nothing: Mosquitto 2.0 took 9 s for a million acknowledgements (0023).
+UNSENT_SECONDS = 60.0
 _PINGREQ = b"\xc0\x00"
 _DISCONNECT = b"\xe0\x00"
 _MALFORMED_SAMPLE_BYTES = 64
@@ -52,7 +57,8 @@ class BaseConnection(ABC):
     """One connection, without the packets of its protocol.
 
     A subclass reads into `_reads.room()` and calls `heard` for every read, `accept` on CONNACK, `take_pingresp` on
-    PINGRESP and `closed` when the socket is gone; it supplies what stands below as abstract.
+    PINGRESP, `pause_writing` and `resume_writing` as the socket takes what it is given or not, and `closed` when the
+    socket is gone; it supplies what stands below as abstract.
     """
 
     def __init__(self, request: SessionRequest, receiver: Receiver, shared: SharedBuffer, ticks: Ticks) -> None:
@@ -74,7 +80,9 @@ class BaseConnection(ABC):
         self._rest_timer: asyncio.TimerHandle | None = None
         self._after_rest: Callable[[], None] = lambda: None
         self._gives_way = False
-        self._reads_on = True  # unless one of these three speaks against it
+        self._writing_paused = False
+        self._unsent = bytearray()  # while it is
+        self._reads_on = True  # unless one of these four speaks against it
         self._leaving = False
         self._ending: Ended | None = None
         self.ended: asyncio.Future[Ended] = self._loop.create_future()
@@ -87,8 +95,8 @@ class BaseConnection(ABC):
         """Whether there is a socket to write to."""
 
     @abstractmethod
-    def _write(self, data: bytes) -> None:
-        """Write, unless the connection is ending."""
+    def _send(self, data: bytes) -> None:
+        """Hand to the socket, or to what has it."""
 
     @abstractmethod
     def _take_in(self, data: memoryview) -> None:
@@ -216,8 +224,10 @@ class BaseConnection(ABC):
             self._read_or_not()
 
     def _read_or_not(self) -> None:
-        """Stop or start as a pause, a rest and giving way together ask for."""
-        wanted = not self._reading_paused and self._rest_timer is None and not self._gives_way
+        """Stop or start as a pause, a rest, giving way and what is unsent together ask for."""
+        wanted = (
+            not self._reading_paused and self._rest_timer is None and not self._gives_way and not self._is_owed_reading
+        )
         if wanted == self._reads_on:
             return
         self._reads_on = wanted
@@ -272,6 +282,43 @@ class BaseConnection(ABC):
     def abort(self) -> None:
         """Close at once."""
         self._abort(Ended(Reason("mqtt_closed", "closed by this side")))
+
+    # --- writing, as asyncio's flow control asks for ----------------------------------------------------------------
+
+    def pause_writing(self) -> None:
+        """The broker does not read: what is written from now on waits here, in one piece.
+
+        While Mosquitto 2.0 sends a queue it reads next to nothing, and sends on without acknowledgements.
+        """
+        self._writing_paused = True
+
+    def resume_writing(self) -> None:
+        """The broker reads; an outstanding PINGRESP gets its full time from here."""
+        self._writing_paused = False
+        self._silent_since = time.monotonic()
+        if self._ending is None:
+            self._send_unsent()
+            self._read_or_not()
+
+    def _write(self, data: bytes) -> None:
+        """Write, unless the connection is ending."""
+        if not self._is_connected or self._ending is not None:
+            return
+        if self._writing_paused:
+            self._unsent += data
+            self._read_or_not()
+        else:
+            self._send(data)
+
+    @property
+    def _is_owed_reading(self) -> bool:
+        """Whether the broker has to read before we do."""
+        return len(self._unsent) > UNSENT_BYTES
+
+    def _send_unsent(self) -> None:
+        if self._unsent:
+            data, self._unsent = bytes(self._unsent), bytearray()
+            self._send(data)
 
     # --- for the protocol -------------------------------------------------------------------------------------------
 
@@ -421,16 +468,18 @@ class BaseConnection(ABC):
     def _judge_pingresp(self) -> None:
         """End a silent connection.
 
-        Not while reading is paused or rests, and not while bytes come: PINGRESP waits behind all that is queued.
+        Not while reading is paused or rests, and not while bytes come: PINGRESP waits behind all that is queued. And a
+        broker that is owed reading has our PINGREQ behind all that is unsent.
         """
         now = time.monotonic()
         silent_for = now - self._silent_since
         unread = self._reading_paused or self._rest_timer is not None
-        if unread or silent_for < PINGRESP_TIMEOUT_SECONDS:
-            remaining = PINGRESP_TIMEOUT_SECONDS if unread else PINGRESP_TIMEOUT_SECONDS - silent_for
+        patience = UNSENT_SECONDS if self._is_owed_reading else PINGRESP_TIMEOUT_SECONDS
+        if unread or silent_for < patience:
+            remaining = PINGRESP_TIMEOUT_SECONDS if unread else patience - silent_for
             self._judgement = self._ticks.call_at(self._loop.time() + remaining, self._judge_pingresp)
             return
-        silence = f"the broker did not answer PINGREQ within {PINGRESP_TIMEOUT_SECONDS:g} s"
+        silence = f"the broker did not answer PINGREQ within {patience:g} s"
         unheard = silent_for if self._heard_at is None else now - self._heard_at
         self._abort(Ended(Reason("mqtt_keep_alive", silence), unheard_seconds=unheard))
 

@@ -175,8 +175,14 @@ class Connection(BaseConnection):
             self._wire.unwatch_writing()
 
     def _writable(self) -> None:
-        if self._ending is None and self._wire is not None and self._paho.loop_write():
+        if self._ending is not None or self._wire is None:
+            return
+        if self._paho.loop_write():
             self.broke(self._wire.error)
+        elif self._wire.is_full and not self._writing_paused:
+            self.pause_writing()
+        elif self._writing_paused and not self._wire.is_full:
+            self.resume_writing()
 
     # --- what the forwarder asks for --------------------------------------------------------------------------------
 
@@ -360,9 +366,9 @@ class Connection(BaseConnection):
     def _is_connected(self) -> bool:
         return self._wire is not None
 
-    def _write(self, data: bytes) -> None:
+    def _send(self, data: bytes) -> None:
         """Queue packets; all of one call leave in one write."""
-        if data and self._ending is None:
+        if data:
             # Under the name of PINGREQ: paho closes the socket by itself behind a DISCONNECT.
             self._paho._packet_queue(_PINGREQ, data, 0, 0)  # noqa: SLF001 - paho has no public way to write many
 
@@ -376,6 +382,7 @@ class Connection(BaseConnection):
 
     def _end(self, ended: Ended) -> None:
         if self._ending is None and self._wire is not None:
+            self._send_unsent()
             if self._paho.want_write():
                 self._paho.loop_write()
             self._wire.finish()

@@ -16,7 +16,7 @@ import mqtt5
 from server.core.failures import SESSION_TAKEN_OVER, UNSUPPORTED_PROTOCOL_VERSION, mqtt_reason, subscription_refused
 from server.mqtt import connection as base
 from server.mqtt.connection import REFUSED, SLICE_BYTES, SLICE_PACKETS, BaseConnection
-from server.mqtt.dial import Dialer
+from server.mqtt.dial import SHUTDOWN_SECONDS, Dialer
 from server.mqtt.packet import pubacks
 from server.mqtt.port import ConnectionEndedError, Ended, Granted, SubscriptionRefusedError
 from server.mqtt.readbuffer import SharedBuffer
@@ -66,6 +66,7 @@ class Connection(BaseConnection, asyncio.BufferedProtocol):
         self._next_packet_id = 1
         self._release = Release(request.unreleased)
         self._all_written: asyncio.Future[None] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
         self._consumers: dict[type, Callable[[Any], None]] = {
             mqtt5.ConnAckPacket: self._on_connack,
             mqtt5.PubRelPacket: self._on_pubrel,
@@ -175,6 +176,8 @@ class Connection(BaseConnection, asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell everyone who waits."""
+        if self._deadline is not None:
+            self._deadline.cancel()
         self.closed(self.lost(exc))
 
     # --- what the forwarder asks for --------------------------------------------------------------------------------
@@ -300,8 +303,8 @@ class Connection(BaseConnection, asyncio.BufferedProtocol):
     def _is_connected(self) -> bool:
         return self._transport is not None
 
-    def _write(self, data: bytes) -> None:
-        if self._transport is not None and self._ending is None:
+    def _send(self, data: bytes) -> None:
+        if self._transport is not None:
             self._transport.write(data)
 
     def _stop_reading(self) -> None:
@@ -313,8 +316,10 @@ class Connection(BaseConnection, asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def _end(self, ended: Ended) -> None:
+        self._send_unsent()
         self._ending = self._ending or ended
-        if self._transport is not None:
+        if self._transport is not None and self._deadline is None:
+            self._deadline = self._loop.call_later(SHUTDOWN_SECONDS, self._transport.abort)
             self._transport.close()
 
     def _abort(self, ended: Ended) -> None:

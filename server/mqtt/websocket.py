@@ -122,6 +122,16 @@ class WebSocket(asyncio.Transport, asyncio.Protocol):
         self._hand_on([frame.data for frame in frames if frame.opcode in _DATA])
         self._see_the_end()
 
+    def pause_writing(self) -> None:
+        """The broker does not read."""
+        if self._is_open:
+            self._mqtt.pause_writing()
+
+    def resume_writing(self) -> None:
+        """It reads."""
+        if self._is_open:
+            self._mqtt.resume_writing()
+
     def eof_received(self) -> bool:
         """Take what was said last, and let the network's transport close."""
         if not self._is_open and not self._closing:

@@ -26,6 +26,12 @@ class Reader(Protocol):
     def broke(self, error: Exception | None) -> None:
         """The connection broke; what broke it, None if the broker closed it."""
 
+    def pause_writing(self) -> None:
+        """The broker does not read: write no more."""
+
+    def resume_writing(self) -> None:
+        """It reads."""
+
 
 class Wire(ABC):
     """What paho takes for its socket: it reads only the packet it is fed."""
@@ -34,6 +40,7 @@ class Wire(ABC):
         self._packet = b""
         self._position = 0
         self.error: OSError | None = None
+        self.is_full = False  # the broker has not read what it was given
 
     @abstractmethod
     def start_reading(self) -> None:
@@ -143,12 +150,15 @@ class SocketWire(Wire):
     def send(self, data: bytes | bytearray) -> int:
         """Write to the socket what it takes."""
         try:
-            return self._sock.send(data)
+            size = self._sock.send(data)
         except BlockingIOError:
+            self.is_full = True
             raise
         except OSError as error:
             self.error = error
             raise
+        self.is_full = False
+        return size
 
     def fileno(self) -> int:
         """The socket's descriptor."""
@@ -201,6 +211,16 @@ class StreamWire(Wire, asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """Let the transport close."""
         return False
+
+    def pause_writing(self) -> None:
+        """It holds enough that the broker has not read."""
+        self.is_full = True
+        self._reader.pause_writing()
+
+    def resume_writing(self) -> None:
+        """It has room again."""
+        self.is_full = False
+        self._reader.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is closed."""

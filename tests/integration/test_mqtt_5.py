@@ -19,7 +19,7 @@ import uvloop
 from server.core.connections import MqttConnection
 from server.core.subscription import Subscription
 from server.mqtt import connection as base
-from server.mqtt import v5, v311
+from server.mqtt import v5, v311, wire
 from server.mqtt.port import (
     MESSAGE_OVERHEAD_BYTES,
     ConnectionEndedError,
@@ -670,6 +670,67 @@ async def test_a_rest_does_not_end_a_pause_nor_a_pause_a_rest(version: Version, 
         await asyncio.sleep(0.1)
         assert not collector.messages
         await collector.wait(1)
+
+
+async def _owe_reading(version: Version, connection: Connection, collector: Collector, peer: Peer) -> int:
+    """Write acknowledgements to a broker that does not read; returns how many, which is more than sockets take."""
+    count, rounds = 1_000, 4_000
+    peer.write(*(version.speak.publish("a", packet_id=n) for n in range(1, count + 1)))
+    messages = await collector.wait(count)
+    peer.stop_reading()
+    for _ in range(rounds):
+        connection.acknowledge(messages)
+        await asyncio.sleep(0)
+    return count * rounds
+
+
+async def test_a_broker_that_does_not_read_is_not_read_from_until_it_does(version: Version) -> None:
+    async with version.faked() as (connection, collector, peer):
+        written = await _owe_reading(version, connection, collector, peer)
+        peer.write(version.speak.publish("a", b"later", packet_id=1_001))
+        await asyncio.sleep(0.2)
+        assert collector.payloads[-1] == b""
+        peer.read_on()
+        for _ in range(written // 1_000):
+            assert await peer.exactly(4_000) == b"".join(b"\x40\x02%c%c" % divmod(n, 256) for n in range(1, 1_001))
+        await collector.wait(1_001)
+        assert collector.payloads[-1] == b"later"
+
+
+async def test_a_broker_that_is_owed_reading_has_longer_to_answer(
+    version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "PINGRESP_TIMEOUT_SECONDS", 0.2)
+    async with version.faked(keep_alive=2) as (connection, collector, peer):
+        written = await _owe_reading(version, connection, collector, peer)
+        assert not (await asyncio.wait([connection.ended], timeout=3))[0]
+        peer.read_on()
+        peer.write(PINGRESP)
+        await peer.exactly(4 * written)
+        await peer.expect(PINGREQ)
+        assert connection.is_open
+
+
+async def test_a_broker_that_never_reads_is_given_up(version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "PINGRESP_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(base, "UNSENT_SECONDS", 0.5)
+    async with version.faked(keep_alive=2) as (connection, collector, peer):
+        await _owe_reading(version, connection, collector, peer)
+        ending = await ended(connection)
+        assert ending.reason.code == "mqtt_keep_alive"
+        assert "within 0.5 s" in ending.reason.detail
+
+
+async def test_a_broker_that_breaks_the_protocol_and_does_not_read_is_not_waited_for(
+    version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(v5, "SHUTDOWN_SECONDS", 0.2)
+    monkeypatch.setattr(wire, "SHUTDOWN_SECONDS", 0.2)
+    monkeypatch.setattr(base, "UNSENT_BYTES", 1 << 30)  # it is read from all the same
+    async with version.faked() as (connection, collector, peer):
+        await _owe_reading(version, connection, collector, peer)
+        peer.write(version.speak.connack())  # a second one
+        assert (await ended(connection)).reason.code == "mqtt_protocol"
 
 
 async def test_leaving_ends_a_rest(version: Version) -> None:

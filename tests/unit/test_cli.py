@@ -256,7 +256,7 @@ def test_the_url_it_serves_at_can_be_used_as_it_is_logged(
 def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
-    server = cli._Server(uvicorn.Config(lambda: None))
+    server = cli._Server(uvicorn.Config(lambda: None, log_config=None))
     cli._asked_to_end(server, signal.SIGTERM)
     assert (server.should_exit, codes) == (True, [])
     cli._asked_to_end(server, signal.SIGINT)
@@ -273,7 +273,7 @@ async def test_the_server_turns_once_a_second_and_ends_when_it_is_told_to(monkey
         return await turn(server, counter)
 
     monkeypatch.setattr(uvicorn.Server, "on_tick", counted)
-    server = cli._Server(uvicorn.Config(lambda: None))
+    server = cli._Server(uvicorn.Config(lambda: None, log_config=None))
     server.config.load()
     serving = asyncio.create_task(server.main_loop())
     await asyncio.sleep(10.5)
