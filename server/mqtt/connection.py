@@ -14,10 +14,11 @@ import structlog
 
 from server.core.lifecycle import Reason
 from server.core.transport_failures import foreign_answer, unanswered
-from server.mqtt.packet import MAX_LENGTH_BYTES, packet_size
+from server.mqtt.packet import MAX_LENGTH_BYTES, packet_size, pubacks
 from server.mqtt.port import MESSAGE_OVERHEAD_BYTES, ConnectionEndedError, Ended
 from server.mqtt.readbuffer import ReadBuffer
 from server.mqtt.tls import is_end, reason_of
+from server.mqtt.unsent import Unsent
 from server.ticks import LONG_SECONDS, tick_within
 
 if TYPE_CHECKING:
@@ -40,11 +41,9 @@ LEAVE_CLOSE_SECONDS = 1.0
 SLICE_PACKETS = 256
 SLICE_BYTES = 64 * 1024
 REFUSED = 0x80  # reason codes from here on are refusals
-# What we hold for a broker that sends and does not read, behind what its socket takes, before we stop reading. A broker
-# that keeps to the protocol never owes us so much: an acknowledgement for each packet id there is.
-UNSENT_BYTES = 4 * 65_535
-# How long such a broker may read nothing: Mosquitto 2.0 took 9 s for a million acknowledgements (0023).
+# How long a broker may read nothing before we read on: our PINGREQ is behind all that is unsent.
 UNSENT_SECONDS = 60.0
+_SEND_BYTES = 64 * 1024
 _PINGREQ = b"\xc0\x00"
 _DISCONNECT = b"\xe0\x00"
 _MALFORMED_SAMPLE_BYTES = 64
@@ -81,7 +80,7 @@ class BaseConnection(ABC):
         self._after_rest: Callable[[], None] = lambda: None
         self._gives_way = False
         self._writing_paused = False
-        self._unsent = bytearray()  # while it is
+        self._unsent = Unsent()  # while it is, and until all of that is sent
         self._reads_on = True  # unless one of these four speaks against it
         self._leaving = False
         self._ending: Ended | None = None
@@ -226,7 +225,10 @@ class BaseConnection(ABC):
     def _read_or_not(self) -> None:
         """Stop or start as a pause, a rest, giving way and what is unsent together ask for."""
         wanted = (
-            not self._reading_paused and self._rest_timer is None and not self._gives_way and not self._is_owed_reading
+            not self._reading_paused
+            and self._rest_timer is None
+            and not self._gives_way
+            and not self._unsent.is_too_much
         )
         if wanted == self._reads_on:
             return
@@ -286,39 +288,32 @@ class BaseConnection(ABC):
     # --- writing, as asyncio's flow control asks for ----------------------------------------------------------------
 
     def pause_writing(self) -> None:
-        """The broker does not read: what is written from now on waits here, in one piece.
-
-        While Mosquitto 2.0 sends a queue it reads next to nothing, and sends on without acknowledgements.
-        """
+        """The broker does not read: what is written from now on waits here."""
         self._writing_paused = True
 
     def resume_writing(self) -> None:
         """The broker reads; an outstanding PINGRESP gets its full time from here."""
         self._writing_paused = False
         self._silent_since = time.monotonic()
-        if self._ending is None:
-            self._send_unsent()
-            self._read_or_not()
+        self._send_unsent()
 
-    def _write(self, data: bytes) -> None:
-        """Write, unless the connection is ending."""
+    def _write(self, packets: bytes, *, pubacks_for: Sequence[int] = ()) -> None:
+        """Write PUBACKs for these packet ids and then these packets, unless the connection is ending."""
         if not self._is_connected or self._ending is not None:
             return
-        if self._writing_paused:
-            self._unsent += data
+        if self._writing_paused or self._unsent:
+            self._unsent.add_pubacks(pubacks_for)
+            self._unsent.add(packets)
             self._read_or_not()
         else:
-            self._send(data)
-
-    @property
-    def _is_owed_reading(self) -> bool:
-        """Whether the broker has to read before we do."""
-        return len(self._unsent) > UNSENT_BYTES
+            self._send(pubacks(pubacks_for) + packets if pubacks_for else packets)
 
     def _send_unsent(self) -> None:
-        if self._unsent:
-            data, self._unsent = bytes(self._unsent), bytearray()
-            self._send(data)
+        """Send part of it, and more with the next turn of the loop, until the socket takes no more."""
+        if self._unsent and not self._writing_paused and self._ending is None:
+            self._send(self._unsent.take(_SEND_BYTES))
+            self._loop.call_soon(self._send_unsent)
+            self._read_or_not()
 
     # --- for the protocol -------------------------------------------------------------------------------------------
 
@@ -468,13 +463,13 @@ class BaseConnection(ABC):
     def _judge_pingresp(self) -> None:
         """End a silent connection.
 
-        Not while reading is paused or rests, and not while bytes come: PINGRESP waits behind all that is queued. And a
-        broker that is owed reading has our PINGREQ behind all that is unsent.
+        Not while reading is paused or rests, and not while bytes come: PINGRESP waits behind all that is queued. And
+        while the broker has to read before we do, our PINGREQ is behind all that is unsent.
         """
         now = time.monotonic()
         silent_for = now - self._silent_since
         unread = self._reading_paused or self._rest_timer is not None
-        patience = UNSENT_SECONDS if self._is_owed_reading else PINGRESP_TIMEOUT_SECONDS
+        patience = UNSENT_SECONDS if self._unsent.is_too_much else PINGRESP_TIMEOUT_SECONDS
         if unread or silent_for < patience:
             remaining = PINGRESP_TIMEOUT_SECONDS if unread else patience - silent_for
             self._judgement = self._ticks.call_at(self._loop.time() + remaining, self._judge_pingresp)

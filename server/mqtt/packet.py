@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 from array import array
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MAX_LENGTH_BYTES = 4
-_PUBACK_BYTES = 4
+PUBACK_BYTES = 4
 
 
 def packet_size(data: bytes | memoryview, offset: int = 0) -> int | None:
@@ -53,7 +57,7 @@ def split_publish(packet: memoryview) -> tuple[bytes, memoryview]:
     return bytes(head), packet[end:]
 
 
-def pubacks(packet_ids: list[int]) -> bytes:
+def pubacks(packet_ids: Sequence[int]) -> bytes:
     """PUBACK packets for these ids, in this order: `40 02` and the id, in both versions of the protocol.
 
     Put together for all at once, at a tenth of what encoding each would cost.
@@ -64,7 +68,7 @@ def pubacks(packet_ids: list[int]) -> bytes:
     if sys.byteorder == "little":
         ids.byteswap()
     big_endian, count = ids.tobytes(), len(ids)
-    packets = bytearray(_PUBACK_BYTES * count)
+    packets = bytearray(PUBACK_BYTES * count)
     packets[0::4] = b"\x40" * count
     packets[1::4] = b"\x02" * count
     packets[2::4] = big_endian[0::2]

@@ -20,7 +20,7 @@ from server.core.lifecycle import Reason
 from server.mqtt import connection as base
 from server.mqtt.connection import REFUSED, SLICE_BYTES, SLICE_PACKETS, BaseConnection
 from server.mqtt.dial import Dialer
-from server.mqtt.packet import packet_size, pubacks, split_publish
+from server.mqtt.packet import packet_size, split_publish
 from server.mqtt.port import ConnectionEndedError, Ended, Granted, SubscriptionRefusedError
 from server.mqtt.readbuffer import SharedBuffer
 from server.mqtt.wire import SocketWire, StreamWire, Wire, tcp_connection
@@ -188,7 +188,7 @@ class Connection(BaseConnection):
 
     def acknowledge(self, messages: Sequence[Message]) -> None:
         """Write PUBACK for these, in this order; only while the connection is open."""
-        self._write(pubacks([message.packet_id for message in messages if message.packet_id is not None]))
+        self._write(b"", pubacks_for=[message.packet_id for message in messages if message.packet_id is not None])
 
     async def subscribe(self, subscriptions: Sequence[Subscription]) -> dict[str, int]:
         """Subscribe, and return the QoS granted per filter.
@@ -382,7 +382,6 @@ class Connection(BaseConnection):
 
     def _end(self, ended: Ended) -> None:
         if self._ending is None and self._wire is not None:
-            self._send_unsent()
             if self._paho.want_write():
                 self._paho.loop_write()
             self._wire.finish()

@@ -17,7 +17,6 @@ from server.core.failures import SESSION_TAKEN_OVER, UNSUPPORTED_PROTOCOL_VERSIO
 from server.mqtt import connection as base
 from server.mqtt.connection import REFUSED, SLICE_BYTES, SLICE_PACKETS, BaseConnection
 from server.mqtt.dial import SHUTDOWN_SECONDS, Dialer
-from server.mqtt.packet import pubacks
 from server.mqtt.port import ConnectionEndedError, Ended, Granted, SubscriptionRefusedError
 from server.mqtt.readbuffer import SharedBuffer
 from server.mqtt.release import Release
@@ -193,7 +192,7 @@ class Connection(BaseConnection, asyncio.BufferedProtocol):
                 at_qos_1.append(packet_id)
             else:
                 self._release.due(packet_id, message)
-        self._write(pubacks(at_qos_1) + self._release.pubrecs())
+        self._write(self._release.pubrecs(), pubacks_for=at_qos_1)
 
     @property
     def withheld(self) -> Sequence[tuple[int, Fingerprint]]:
@@ -316,7 +315,6 @@ class Connection(BaseConnection, asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def _end(self, ended: Ended) -> None:
-        self._send_unsent()
         self._ending = self._ending or ended
         if self._transport is not None and self._deadline is None:
             self._deadline = self._loop.call_later(SHUTDOWN_SECONDS, self._transport.abort)

@@ -19,7 +19,7 @@ import uvloop
 from server.core.connections import MqttConnection
 from server.core.subscription import Subscription
 from server.mqtt import connection as base
-from server.mqtt import v5, v311, wire
+from server.mqtt import unsent, v5, v311, wire
 from server.mqtt.port import (
     MESSAGE_OVERHEAD_BYTES,
     ConnectionEndedError,
@@ -684,7 +684,10 @@ async def _owe_reading(version: Version, connection: Connection, collector: Coll
     return count * rounds
 
 
-async def test_a_broker_that_does_not_read_is_not_read_from_until_it_does(version: Version) -> None:
+async def test_a_broker_that_does_not_read_is_not_read_from_until_it_does(
+    version: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unsent, "MOST_PIECES", 100)
     async with version.faked() as (connection, collector, peer):
         written = await _owe_reading(version, connection, collector, peer)
         peer.write(version.speak.publish("a", b"later", packet_id=1_001))
@@ -700,6 +703,7 @@ async def test_a_broker_that_does_not_read_is_not_read_from_until_it_does(versio
 async def test_a_broker_that_is_owed_reading_has_longer_to_answer(
     version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(unsent, "MOST_PIECES", 100)
     monkeypatch.setattr(base, "PINGRESP_TIMEOUT_SECONDS", 0.2)
     async with version.faked(keep_alive=2) as (connection, collector, peer):
         written = await _owe_reading(version, connection, collector, peer)
@@ -712,6 +716,7 @@ async def test_a_broker_that_is_owed_reading_has_longer_to_answer(
 
 
 async def test_a_broker_that_never_reads_is_given_up(version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unsent, "MOST_PIECES", 100)
     monkeypatch.setattr(base, "PINGRESP_TIMEOUT_SECONDS", 0.2)
     monkeypatch.setattr(base, "UNSENT_SECONDS", 0.5)
     async with version.faked(keep_alive=2) as (connection, collector, peer):
@@ -726,7 +731,7 @@ async def test_a_broker_that_breaks_the_protocol_and_does_not_read_is_not_waited
 ) -> None:
     monkeypatch.setattr(v5, "SHUTDOWN_SECONDS", 0.2)
     monkeypatch.setattr(wire, "SHUTDOWN_SECONDS", 0.2)
-    monkeypatch.setattr(base, "UNSENT_BYTES", 1 << 30)  # it is read from all the same
+    monkeypatch.setattr(unsent, "MOST_PIECES", 1 << 30)  # it is read from all the same
     async with version.faked() as (connection, collector, peer):
         await _owe_reading(version, connection, collector, peer)
         peer.write(version.speak.connack())  # a second one
