@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import functools
 import shutil
+import socket
 import ssl
 import tempfile
 from contextlib import asynccontextmanager
@@ -116,7 +117,8 @@ class Peer:
         await self._writer.drain()
 
     def stop_reading(self) -> None:
-        """Leave bytes in the socket, until `read_on`."""
+        """Leave bytes in the socket, which takes few, until `read_on`."""
+        self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
         cast("asyncio.Transport", self._writer.transport).pause_reading()
 
     def read_on(self) -> None:

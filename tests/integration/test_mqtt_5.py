@@ -704,23 +704,18 @@ async def test_a_broker_that_is_owed_reading_has_longer_to_answer(
     version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unsent, "MOST_PIECES", 100)
-    monkeypatch.setattr(base, "PINGRESP_TIMEOUT_SECONDS", 0.2)
     async with version.faked(keep_alive=2) as (connection, collector, peer):
-        written = await _owe_reading(version, connection, collector, peer)
+        await _owe_reading(version, connection, collector, peer)
+        monkeypatch.setattr(base, "PINGRESP_TIMEOUT_SECONDS", 0.2)
         assert not (await asyncio.wait([connection.ended], timeout=3))[0]
-        peer.read_on()
-        peer.write(PINGRESP)
-        await peer.exactly(4 * written)
-        await peer.expect(PINGREQ)
-        assert connection.is_open
 
 
 async def test_a_broker_that_never_reads_is_given_up(version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unsent, "MOST_PIECES", 100)
-    monkeypatch.setattr(base, "PINGRESP_TIMEOUT_SECONDS", 0.2)
     monkeypatch.setattr(base, "UNSENT_SECONDS", 0.5)
     async with version.faked(keep_alive=2) as (connection, collector, peer):
         await _owe_reading(version, connection, collector, peer)
+        monkeypatch.setattr(base, "PINGRESP_TIMEOUT_SECONDS", 0.2)
         ending = await ended(connection)
         assert ending.reason.code == "mqtt_keep_alive"
         assert "within 0.5 s" in ending.reason.detail
