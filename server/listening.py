@@ -109,6 +109,8 @@ class Certificate:
             if error.reason == "KEY_VALUES_MISMATCH":
                 why = "the key is not the certificate's"
             raise CertificateError(f"MKF_TLS_CERT {certificate} and MKF_TLS_KEY {key} can't be used: {why}") from None
+        except OSError as error:  # replaced just now
+            raise CertificateError(f"{certificate} and {key} can't be read: {error.strerror}") from None
         except _EncryptedKeyError:
             raise CertificateError(
                 f"MKF_TLS_KEY: {key} is encrypted; give one that is not, readable by the service only"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 PINGRESP_TIMEOUT_SECONDS = 10.0
+# The same while a broker has to read before we read on, for our PINGREQ is behind all that is unsent.
+UNSENT_SECONDS = 60.0
 SUBACK_TIMEOUT_SECONDS = 30.0
 LEAVE_PINGRESP_SECONDS = 2.0
 LEAVE_CLOSE_SECONDS = 1.0
@@ -41,8 +44,6 @@ LEAVE_CLOSE_SECONDS = 1.0
 SLICE_PACKETS = 256
 SLICE_BYTES = 64 * 1024
 REFUSED = 0x80  # reason codes from here on are refusals
-# How long a broker may read nothing before we read on: our PINGREQ is behind all that is unsent.
-UNSENT_SECONDS = 60.0
 _SEND_BYTES = 64 * 1024
 _PINGREQ = b"\xc0\x00"
 _DISCONNECT = b"\xe0\x00"
@@ -81,6 +82,7 @@ class BaseConnection(ABC):
         self._gives_way = False
         self._writing_paused = False
         self._unsent = Unsent()  # while it is, and until all of that is sent
+        self._sending: asyncio.Handle | None = None
         self._reads_on = True  # unless one of these four speaks against it
         self._leaving = False
         self._ending: Ended | None = None
@@ -310,10 +312,18 @@ class BaseConnection(ABC):
 
     def _send_unsent(self) -> None:
         """Send part of it, and more with the next turn of the loop, until the socket takes no more."""
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
         if self._unsent and not self._writing_paused and self._ending is None:
             self._send(self._unsent.take(_SEND_BYTES))
-            self._loop.call_soon(self._send_unsent)
+            self._sending = self._loop.call_soon(self._send_unsent)
             self._read_or_not()
+
+    def _send_all(self) -> None:
+        """Send what is unsent before the connection is closed: a broker that reads after all has it."""
+        if self._unsent and self._ending is None:
+            self._send(self._unsent.take(sys.maxsize))
 
     # --- for the protocol -------------------------------------------------------------------------------------------
 

@@ -10,8 +10,9 @@ from server.mqtt.packet import PUBACK_BYTES, pubacks
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# A broker that keeps to the protocol never owes reading so much: there are no more packet ids to be in flight.
-MOST_PIECES = 65_535
+# A broker that keeps to the protocol does not come to owe reading so much: it has no more packet ids in flight than
+# 65,535. Twice as many, for of PUBACKs with other packets between them both count.
+MOST_PIECES = 2 * 65_535
 
 
 class Unsent:

@@ -48,6 +48,8 @@ _PUBCOMP_HEADER = b"\x70\x02"
 _VERSION_REFUSED = 1
 _QOS_2 = 2
 _QOS_INVALID = 3
+# What paho holds at most while its socket takes nothing, as the loop's transports do by default.
+_QUEUED_BYTES = 64 * 1024
 _NOTHING = memoryview(b"")
 _T = TypeVar("_T")
 
@@ -111,6 +113,7 @@ class Connection(BaseConnection):
         self._message_bytes = 0
         self._payload = _NOTHING  # of the message that paho decodes
         self._session_present = False
+        self._queued = 0  # bytes, with paho
 
     async def open(self, dialer: Dialer) -> None:
         """Open what carries MQTT and send CONNECT.
@@ -179,10 +182,10 @@ class Connection(BaseConnection):
             return
         if self._paho.loop_write():
             self.broke(self._wire.error)
-        elif self._wire.is_full and not self._writing_paused:
-            self.pause_writing()
-        elif self._writing_paused and not self._wire.is_full:
-            self.resume_writing()
+        elif not self._paho.want_write():
+            self._queued = 0
+            if self._writing_paused and not self._wire.is_full:
+                self.resume_writing()
 
     # --- what the forwarder asks for --------------------------------------------------------------------------------
 
@@ -371,6 +374,9 @@ class Connection(BaseConnection):
         if data:
             # Under the name of PINGREQ: paho closes the socket by itself behind a DISCONNECT.
             self._paho._packet_queue(_PINGREQ, data, 0, 0)  # noqa: SLF001 - paho has no public way to write many
+            self._queued += len(data)
+            if self._queued > _QUEUED_BYTES and not self._writing_paused:
+                self.pause_writing()
 
     def _stop_reading(self) -> None:
         if self._wire is not None:
@@ -382,6 +388,7 @@ class Connection(BaseConnection):
 
     def _end(self, ended: Ended) -> None:
         if self._ending is None and self._wire is not None:
+            self._send_all()
             if self._paho.want_write():
                 self._paho.loop_write()
             self._wire.finish()

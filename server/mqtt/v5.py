@@ -315,8 +315,9 @@ class Connection(BaseConnection, asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def _end(self, ended: Ended) -> None:
+        self._send_all()
         self._ending = self._ending or ended
-        if self._transport is not None and self._deadline is None:
+        if self._transport is not None and self._deadline is None and not self.ended.done():
             self._deadline = self._loop.call_later(SHUTDOWN_SECONDS, self._transport.abort)
             self._transport.close()
 

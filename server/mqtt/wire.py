@@ -40,7 +40,7 @@ class Wire(ABC):
         self._packet = b""
         self._position = 0
         self.error: OSError | None = None
-        self.is_full = False  # the broker has not read what it was given
+        self.is_full = False  # it has taken more than the broker reads
 
     @abstractmethod
     def start_reading(self) -> None:
@@ -150,15 +150,12 @@ class SocketWire(Wire):
     def send(self, data: bytes | bytearray) -> int:
         """Write to the socket what it takes."""
         try:
-            size = self._sock.send(data)
+            return self._sock.send(data)
         except BlockingIOError:
-            self.is_full = True
             raise
         except OSError as error:
             self.error = error
             raise
-        self.is_full = False
-        return size
 
     def fileno(self) -> int:
         """The socket's descriptor."""
