@@ -83,7 +83,7 @@ class BaseConnection(ABC):
         self._writing_paused = False
         self._unsent = Unsent()  # while it is, and until all of that is sent
         self._sending: asyncio.Handle | None = None
-        self._reads_on = True  # unless one of these four speaks against it
+        self._reads_on = True  # unless `_read_or_not` knows why not
         self._leaving = False
         self._ending: Ended | None = None
         self.ended: asyncio.Future[Ended] = self._loop.create_future()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -202,6 +203,20 @@ async def test_while_certificate_and_key_do_not_fit_the_ones_before_serve(tmp_pa
             assert await _reaches(port, ca)
     assert [entry["event"] for entry in logs] == ["certificate_unusable"] * 2
     assert "the key is not the certificate's; the one before stays in use" in logs[0]["reason"]
+
+
+def test_a_certificate_that_is_replaced_while_it_is_read_is_trouble_until_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = listening.Certificate(*_write(tmp_path, trustme.CA().issue_cert("127.0.0.1")))
+    with monkeypatch.context() as replaced, capture_logs() as logs:
+        gone = FileNotFoundError(2, "No such file or directory")
+        replaced.setattr(ssl.SSLContext, "load_cert_chain", Mock(side_effect=gone))
+        certificate.reload()
+    assert "tls.key can't be read: No such file or directory; the one before stays in use" in logs[0]["reason"]
+    with capture_logs() as logs:
+        certificate.reload()
+    assert [entry["event"] for entry in logs] == ["certificate_loaded"]
 
 
 async def test_what_does_not_speak_tls_and_what_is_outdated_is_not_served(tmp_path: Path) -> None:

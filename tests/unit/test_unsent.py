@@ -5,13 +5,22 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.mqtt.packet import pubacks
+from server.mqtt.packet import packet_size, pubacks
 from server.mqtt.unsent import MOST_PIECES, Unsent
 
 LAST_ID = 65_535
 PACKETS = st.sampled_from([b"\xc0\x00", b"\x50\x02\x00\x01" * 3, b""])
 RUNS = st.builds(lambda first, count: [*range(first, first + count)], st.integers(1, 50), st.integers(0, 40))
 IDS = st.one_of(RUNS, st.lists(st.integers(1, LAST_ID), max_size=5))
+
+
+def _is_whole(part: bytes) -> bool:
+    """Whether it ends where a packet does."""
+    while part and (size := packet_size(part)):
+        if size > len(part):
+            return False
+        part = part[size:]
+    return not part
 
 
 @given(st.lists(st.one_of(PACKETS, IDS)), st.lists(st.integers(1, 300)))
@@ -27,8 +36,9 @@ def test_what_is_taken_is_what_was_added_in_its_order_and_in_whole_packets(
             unsent.add_pubacks(each)
             expected += pubacks(each)
     assert bool(unsent) == bool(expected)
-    taken = b"".join([unsent.take(size) for size in sizes] + [unsent.take(len(expected))])
-    assert taken == expected
+    parts = [unsent.take(size) for size in [*sizes, len(expected)]]
+    assert b"".join(parts) == expected
+    assert all(map(_is_whole, parts))
     assert not unsent
     assert not unsent.is_too_much
 
